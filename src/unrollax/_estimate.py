@@ -1,0 +1,122 @@
+"""What estimators share: checks of their fields and parameters, the clock, and the loss of one window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from unrollax._errors import InvalidArgument, StructureError
+from unrollax._system import unroll_for
+from unrollax._tree import describe, is_key, leaves_with_names, strong
+from unrollax._types import Data, Key, Params, Scalar, State, System
+
+
+Noise: TypeAlias = Any  # a tree like params, with leaves [count, ...]
+Sampler: TypeAlias = Callable[..., jax.Array]  # sampler(key, shape, dtype), of mean 0 and covariance I
+
+
+class Info(NamedTuple):
+    """What the built-in estimators report beside the gradient.
+
+    Attributes:
+        nonfinite: share of the trajectories whose mean loss over the window was NaN or infinite, a scalar in [0, 1].
+    """
+
+    nonfinite: Scalar
+
+
+def name_of(estimator: Any) -> str:
+    """Return how messages call an estimator."""
+    return type(estimator).__name__
+
+
+def check_counts(owner: str, **counts: Any) -> None:
+    """Raise unless each of the named fields is a positive whole number."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidArgument(f"{owner}: {name} must be a positive whole number, got {name}={count!r}.")
+
+
+def check_window(owner: str, window: int, horizon: int | None) -> None:
+    """Raise unless `horizon` is a multiple of `window`, or `None` for an endless stream."""
+    check_counts(owner, window=window)
+    if horizon is None:
+        return
+    check_counts(owner, horizon=horizon)
+    if horizon % window:
+        near = max(window, window * round(horizon / window))
+        raise InvalidArgument(
+            f"{owner}: horizon must be a multiple of window, got horizon={horizon}, window={window}. "
+            f"The nearest is horizon={near}."
+        )
+
+
+def check_params(owner: str, params: Params) -> Params:
+    """Return `params` as arrays; raise unless each leaf is real, floating and non-empty."""
+    named = leaves_with_names(params)
+    if not named:
+        raise StructureError(f"{owner}: params must hold at least one array, got {params!r}.")
+    for name, leaf in named:
+        if is_key(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise StructureError(
+                f"{owner}: params leaf {name} must be real floating numbers, got {describe(leaf)}. "
+                "Keep what is not trained in the system or its state."
+            )
+        if jnp.size(leaf) == 0:
+            raise StructureError(f"{owner}: params leaf {name} must not be empty, got {describe(leaf)}. Leave it out.")
+    return strong(params)
+
+
+def check_key(owner: str, key: Any) -> Key:
+    """Return a typed key; raise if it is none."""
+    if is_key(key) and key.shape == ():
+        return key
+    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:  # the older raw keys
+        return jax.random.wrap_key_data(key)
+    raise InvalidArgument(f"{owner}: key must be a single PRNG key, got {key!r}. Make one with jax.random.key(seed).")
+
+
+def tick(left: jax.Array, window: int, horizon: int | None) -> jax.Array:
+    """Advance clocks by one window.
+
+    A clock counts the steps that are left of an episode, and 0 or less says that the next window starts with a reset.
+    A negative start makes the first episode that much shorter: this is how pairs are staggered. An endless stream is
+    always one step before an end that never comes.
+    """
+    if horizon is None:
+        return jnp.ones_like(left)
+    return jnp.where(left <= 0, left + horizon, left) - window
+
+
+def window_loss(
+    owner: str, system: System, params: Params, state: State, data: Data, key: Key, window: int
+) -> tuple[Scalar, State]:
+    """Return the mean step loss over one window and the state after it, in the order that `jax.grad(has_aux)` takes."""
+    state, losses = unroll_for(owner, system, params, state, data, key, window)
+    return losses.mean(), state
+
+
+def draw_noise(sampler: Sampler, key: Key, count: int, params: Params) -> Noise:
+    """Draw `count` noises: for each leaf of params an array `[count, ...]` of its dtype, from a key of its own."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    draws = [sampler(k, (count, *p.shape), p.dtype).astype(p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def weigh(weights: jax.Array, noise: Noise) -> Params:
+    """Return the weighted sum of noises `[count, ...]`, summed in at least float32 and given in the noise's dtype."""
+
+    def leaf(z: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(z.dtype, jnp.float32)
+        return jnp.tensordot(weights.astype(dtype), z.astype(dtype), axes=1).astype(z.dtype)
+
+    return jax.tree.map(leaf, noise)
+
+
+def share_nonfinite(losses: jax.Array) -> Scalar:
+    """Return the share of losses that are NaN or infinite."""
+    return 1.0 - jnp.isfinite(losses).mean(dtype=jnp.float32)

@@ -1,0 +1,170 @@
+"""Systems and `unroll`: the only code that knows about time inside a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unrollax._errors import InvalidArgument, StructureError
+from unrollax._tree import describe, leaves_with_names, strong
+from unrollax._types import Data, Key, Params, State, System
+from unrollax._value import static, value
+
+
+@value
+class FunctionSystem:
+    """A system made of two functions; see `system`."""
+
+    init: Callable[..., State] = static()
+    step: Callable[..., tuple[State, jax.Array]] = static()
+
+
+def system(
+    *, init: Callable[[Key, Params], State], step: Callable[[Params, State, Any, Key], tuple[State, Any]]
+) -> FunctionSystem:
+    """Make a system from two functions.
+
+    Args:
+        init: `init(key, params) -> state`, the state at time 0, a pytree.
+        step: `step(params, state, x, key) -> (state, loss)`, with a state of the same structure, shapes and dtypes and a
+            scalar floating loss. `x` is one step of the data.
+
+    Example:
+        >>> import unrollax as ux
+        >>> def init(key, params):
+        ...     return jax.numpy.ones(3)
+        >>> def step(params, state, x, key):
+        ...     state = params * state + x
+        ...     return state, (state**2).mean()
+        >>> decay = ux.system(init=init, step=step)
+        >>> state, losses = ux.unroll(decay, 0.5, decay.init(None, 0.5), jax.numpy.zeros(4), jax.random.key(0))
+        >>> losses.shape
+        (4,)
+    """
+    return FunctionSystem(init=init, step=step)
+
+
+def as_system(owner: str, candidate: Any) -> System:
+    """Return `candidate` as a system that can be a field of a value: any object with `init` and `step` will do."""
+    lacking = [name for name in ("init", "step") if not callable(getattr(candidate, name, None))]
+    if lacking and not jax.tree_util.all_leaves([candidate]):
+        return candidate  # a pytree that JAX rebuilt around something that is no system, such as vmap's axes
+    if lacking:
+        raise InvalidArgument(
+            f"{owner}: system must have init(key, params) and step(params, state, x, key), got "
+            f"{type(candidate).__name__} without {' or '.join(lacking)}. Write one with unrollax.system(init=, step=)."
+        )
+    if jax.tree_util.all_leaves([candidate]):  # an ordinary object: its bound methods compare by identity
+        return FunctionSystem(init=candidate.init, step=candidate.step)
+    return candidate
+
+
+@value
+class Repeat:
+    """Data that every step of a window sees whole; see `repeat`."""
+
+    x: Any
+
+
+def repeat(x: Any) -> Repeat:
+    """Mark data without a time axis: each step of a window sees the same `x`.
+
+    It may stand for the whole data or for any part of them, beside time-major leaves.
+
+    Example:
+        >>> import unrollax as ux
+        >>> def step(params, state, x, key):
+        ...     return state, params * x["a"] + x["b"]
+        >>> add = ux.system(init=lambda key, params: (), step=step)
+        >>> data = {"a": ux.repeat(10.0), "b": jax.numpy.arange(3.0)}
+        >>> ux.unroll(add, 1.0, (), data, jax.random.key(0))[1]
+        Array([10., 11., 12.], dtype=float32)
+    """
+    return Repeat(x)
+
+
+def unroll(
+    system: System, params: Params, state: State, data: Data, key: Key, *, steps: int | None = None
+) -> tuple[State, jax.Array]:
+    """Run a system through one window of data.
+
+    Args:
+        system: what to run.
+        params: its parameters.
+        state: the state to start from.
+        data: leaves `[steps, ...]`, `repeat(x)` leaves, or `None`.
+        key: every step gets a key of its own, split from this one.
+        steps: the number of steps; needed when no data leaf has a time axis.
+
+    Returns:
+        The state after the window, and the step losses `[steps]`.
+
+    Raises:
+        StructureError: a data leaf whose first axis isn't `steps`, a step that changes the state's structure, shape or
+            dtype, or a loss that is no floating scalar.
+    """
+    return unroll_for("unroll", system, params, state, data, key, steps)
+
+
+def unroll_for(
+    owner: str, system: System, params: Params, state: State, data: Data, key: Key, steps: int | None
+) -> tuple[State, jax.Array]:
+    """`unroll`, with errors that name `owner`."""
+    leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
+    steps = _check_data(owner, data, steps)
+    moving = [None if _is_repeat(leaf) else leaf for leaf in leaves]
+
+    def body(carry: State, now: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
+        row, step_key = now
+        seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
+        after, loss = system.step(params, carry, jax.tree.unflatten(treedef, seen), step_key)
+        after = strong(after)
+        _check_state(owner, carry, after)
+        return after, _check_loss(owner, loss)
+
+    return jax.lax.scan(body, strong(state), (moving, jax.random.split(key, steps)))
+
+
+def _is_repeat(leaf: Any) -> bool:
+    return isinstance(leaf, Repeat)
+
+
+def _check_data(owner: str, data: Data, steps: int | None) -> int:
+    named = [(name, leaf) for name, leaf in leaves_with_names(data, is_leaf=_is_repeat) if not _is_repeat(leaf)]
+    if steps is None:
+        lengths = [jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)]
+        if not lengths:
+            raise InvalidArgument(f"{owner}: no data leaf has a time axis to take the number of steps from. Pass steps=.")
+        steps = lengths[0]
+    for name, leaf in named:
+        if jnp.shape(leaf)[:1] != (steps,):
+            raise StructureError(
+                f"{owner}: data leaf {name} must be time-major with {steps} steps on its first axis, got {describe(leaf)}. "
+                "Cut the data to the window, or pass repeat(x) for data that every step sees."
+            )
+    return steps
+
+
+def _check_state(owner: str, before: State, after: State) -> None:
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise StructureError(
+            f"{owner}: step must return a state with the structure that init gave, {jax.tree.structure(before)}, got "
+            f"{jax.tree.structure(after)}. Return every part of the state from step."
+        )
+    for (name, old), new in zip(leaves_with_names(before), jax.tree.leaves(after), strict=True):
+        if jnp.shape(old) != jnp.shape(new) or old.dtype != new.dtype:
+            raise StructureError(
+                f"{owner}: step must keep each state leaf's shape and dtype, {name} was {describe(old)}, got "
+                f"{describe(new)}. Start it in init as {describe(new)}, or cast it back in step."
+            )
+
+
+def _check_loss(owner: str, loss: Any) -> jax.Array:
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise StructureError(
+            f"{owner}: step must return a floating scalar loss, got {describe(loss)}. Reduce it, for example with .mean()."
+        )
+    return jnp.asarray(loss)

@@ -1,0 +1,309 @@
+"""Training: an estimator and an optimizer, in the same shape as everything else, and the loop that drives them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrollax._errors import Diverged, InvalidArgument, StructureError
+from unrollax._estimate import check_counts, check_params
+from unrollax._tree import Static, all_finite, combine, is_inexact, leaves_with_names, partition, strong
+from unrollax._types import Data, GradientEstimator, Key, Params, Scalar, State
+from unrollax._value import static, value
+
+
+class TrainState(NamedTuple):
+    """All that the next update needs.
+
+    Attributes:
+        step: int32 scalar, the updates made so far.
+        params: what is trained.
+        estimator: the estimator's state.
+        optimizer: the optimizer's state.
+    """
+
+    step: Scalar
+    params: Params
+    estimator: State
+    optimizer: State
+
+
+class Metrics(NamedTuple):
+    """What one update says; `fit` stacks them along a first axis.
+
+    Attributes:
+        loss: mean step loss over the window, before the update.
+        grad_norm: Euclidean norm of the gradient estimate.
+        finite: whether every parameter is finite after the update.
+        info: the estimator's `info`.
+    """
+
+    loss: Scalar
+    grad_norm: Scalar
+    finite: Scalar
+    info: Any
+
+
+class Progress(NamedTuple):
+    """What `observe` is called with after each block of updates.
+
+    Attributes:
+        step: updates made so far, of this and earlier calls of `fit` on the same state.
+        end: `step` when this call will be done.
+        metrics: `Metrics` of NumPy arrays, `[updates of the block, ...]`.
+        state: the `TrainState`; its buffers are reused by the next block, so copy what you keep.
+        seconds: wall time of the updates so far in this call.
+        compile_seconds: wall time of compilation, which `seconds` leaves out.
+    """
+
+    step: int
+    end: int
+    metrics: Metrics
+    state: TrainState
+    seconds: float
+    compile_seconds: float
+
+
+class Fit(NamedTuple):
+    """What `fit` returns: the last `TrainState`, and `Metrics` of NumPy arrays `[steps, ...]`."""
+
+    state: TrainState
+    metrics: Metrics
+
+    @property
+    def params(self) -> Params:
+        """The trained parameters."""
+        return self.state.params
+
+
+@value
+class Training:
+    """An estimator and an optax optimizer: one update is one window.
+
+    Args:
+        estimator: any object with `init` and `estimate`.
+        optimizer: an `optax.GradientTransformation`.
+
+    Example:
+        >>> import optax, unrollax as ux
+        >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, (p * s) ** 2))
+        >>> training = ux.Training(ux.BPTT(decay, horizon=3), optax.sgd(0.1))
+        >>> state, metrics = jax.jit(training.step)(training.init(jax.random.key(0), 0.5), None)
+        >>> metrics.loss
+        Array(0.109375, dtype=float32)
+    """
+
+    estimator: GradientEstimator
+    optimizer: optax.GradientTransformation = static()
+
+    def init(self, key: Key, params: Params) -> TrainState:
+        """Return the state before the first update."""
+        params = check_params("Training", params)
+        estimator = self.estimator.init(key, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, estimator, strong(self.optimizer.init(params)))
+
+    def step(self, state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
+        """Estimate the gradient on one window and make one update."""
+        estimator, (loss, grad, info) = self.estimator.estimate(state.params, state.estimator, data)
+        updates, optimizer = self.optimizer.update(grad, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = Metrics(loss, optax.tree.norm(grad), all_finite(params), info)
+        return TrainState(state.step + 1, params, estimator, optimizer), metrics
+
+
+@value
+class _Traced:
+    """Data made inside the compiled loop, from the number of the update."""
+
+    data: Callable[[Any], Data]
+
+    def window(self, step: Scalar, index: Scalar) -> Data:
+        """Return the window of one update."""
+        del index
+        try:
+            return self.data(step)
+        except jax.errors.JAXTypeError as error:
+            raise StructureError(
+                "fit: data(step) must be traceable by JAX, where step is a traced int32, got an error of tracing (above). "
+                "Use jax.numpy in it, or pass an iterable of windows made on the host."
+            ) from error
+
+
+@value
+class _Stacked:
+    """A block of windows from the host, leaves `[every, window, ...]`."""
+
+    windows: Data
+
+    def window(self, step: Scalar, index: Scalar) -> Data:
+        """Return the window of one update."""
+        del step
+        return jax.tree.map(lambda leaf: leaf[index], self.windows)
+
+
+def fit(
+    estimator: GradientEstimator,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    data: Iterable[Data] | Callable[[Any], Data] | None,
+    *,
+    key: Key,
+    steps: int,
+    every: int = 100,
+    observe: Callable[[Progress], None] | None = None,
+    state: TrainState | None = None,
+) -> Fit:
+    """Train: make `steps` updates, many to one compiled program.
+
+    A block of `every` updates is one dispatch without a word from the host; buffers are donated from block to block. The
+    result does not depend on `every`, and continuing from a returned state gives the same bits as one longer call.
+
+    Args:
+        estimator: where gradients come from; one window of data an update.
+        optimizer: any `optax.GradientTransformation`.
+        params: the parameters to start from; they are copied.
+        data: a callable of the update's number (a traced int32, counted from 0 over all calls) that returns a window; or
+            an iterable of windows, made on the host, which continues where it stands; or `None` for systems without data.
+        key: a PRNG key; all randomness comes from it.
+        steps: updates to make in this call.
+        every: updates between two calls of `observe`, and to a dispatch.
+        observe: called with a `Progress` after each block.
+        state: a `TrainState` to continue from; `params` and `key` are then not used.
+
+    Returns:
+        The last state (`.params` are the parameters) and the metrics of every update.
+
+    Raises:
+        Diverged: a parameter became NaN or infinite.
+        InvalidArgument: a count is no positive whole number, or the iterable ended early.
+        StructureError: data, parameters or the system's state don't fit.
+
+    Example:
+        >>> import optax, unrollax as ux
+        >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, (p * s) ** 2))
+        >>> run = ux.fit(ux.BPTT(decay, horizon=3), optax.sgd(0.5), 0.5, None, key=jax.random.key(0), steps=50)
+        >>> run.metrics.loss.shape
+        (50,)
+    """
+    check_counts("fit", steps=steps, every=every)
+    _check_parts(estimator, optimizer)
+    training = Training(estimator, optimizer)
+    state = jax.tree.map(jnp.copy, training.init(key, params) if state is None else state)
+    feeds = _feeds(data, every, steps)
+    feed, start, collected = next(feeds), int(state.step), []
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(_run(training, feed, state, 0, every))  # compiles, and makes no update
+    compile_seconds, began = time.perf_counter() - began, time.perf_counter()
+    for done in range(0, steps, every):
+        count = min(every, steps - done)
+        state, metrics = _run(training, feed, state, count, every)
+        upcoming = next(feeds, feed)  # gathered on the host while the device works
+        metrics = jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], metrics)
+        _raise_if_diverged(metrics, feed, start + done)
+        collected.append(metrics)
+        if observe is not None:
+            seconds = time.perf_counter() - began
+            observe(Progress(start + done + count, start + steps, metrics, state, seconds, compile_seconds))
+        feed = upcoming
+    return Fit(state, jax.tree.map(lambda *parts: np.concatenate(parts), *collected))
+
+
+def _check_parts(estimator: Any, optimizer: Any) -> None:
+    for owner, part, names, remedy in (
+        ("estimator", estimator, ("init", "estimate"), "Pass an estimator such as unrollax.PES(system, ...)."),
+        ("optimizer", optimizer, ("init", "update"), "Pass an optax optimizer such as optax.adam(1e-3)."),
+    ):
+        if not all(callable(getattr(part, name, None)) for name in names):
+            raise InvalidArgument(f"fit: {owner} must have {' and '.join(names)}, got {type(part).__name__}. {remedy}")
+
+
+def _run(training: Training, feed: Any, state: TrainState, count: int, size: int) -> tuple[TrainState, Metrics]:
+    arrays, rest = partition((training, feed))
+    out: tuple[TrainState, Metrics] = _block(arrays, rest, state, count, size)
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=(1, 4), donate_argnums=(2,))
+def _block(arrays: list[Any], rest: Static, state: TrainState, count: Any, size: int) -> tuple[TrainState, Metrics]:
+    """Make `count` updates. The count is traced: one program serves every block, the last one and the empty one too."""
+    training, feed = combine(arrays, rest)
+
+    def update(index: Scalar, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, collected = carry
+        state, metrics = training.step(state, feed.window(state.step, index))
+        return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), collected, metrics)
+
+    shapes = jax.eval_shape(lambda s: training.step(s, feed.window(s.step, jnp.int32(0)))[1], state)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, update, (state, empty))
+
+
+def _feeds(data: Any, every: int, steps: int) -> Iterator[_Traced | _Stacked]:
+    """Yield what each block reads its windows from."""
+    if data is None or callable(data):
+        yield from itertools.repeat(_Traced(data or _no_data))
+    if not isinstance(data, Iterable) or isinstance(data, (dict, str)):
+        raise InvalidArgument(
+            f"fit: data must be a callable of the update's number or an iterable of windows, got {type(data).__name__}. "
+            "For the same window in every update pass lambda step: window."
+        )
+    windows = iter(data)
+    for done in range(0, steps, every):
+        count = min(every, steps - done)
+        block = list(itertools.islice(windows, count))
+        if len(block) < count:
+            raise InvalidArgument(
+                f"fit: data must hold one window for each update, got {done + len(block)} for steps={steps}. "
+                "Pass a longer iterable, or a callable of the update's number."
+            )
+        yield _Stacked(_stack(block + block[-1:] * (every - count)))
+
+
+def _no_data(step: Any) -> None:
+    del step
+
+
+def _stack(windows: list[Data]) -> Data:
+    try:
+        return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *windows)
+    except ValueError as error:
+        raise StructureError(
+            f"fit: all windows of the data must have the same structure and shapes, got a difference: {error}. "
+            "Drop or pad the odd window."
+        ) from error
+
+
+def _raise_if_diverged(metrics: Metrics, feed: _Traced | _Stacked, done: int) -> None:
+    if metrics.finite.all():
+        return
+    bad = int(np.argmin(metrics.finite))
+    share = getattr(metrics.info, "nonfinite", None)
+    nonfinite = None if share is None else float(share[bad])
+    particles = "" if nonfinite is None else f", {100 * nonfinite:.3g} % of the trajectories non-finite"
+    raise Diverged(
+        f"fit: parameters must stay finite, got NaN or infinity at step {done + bad + 1} (loss {metrics.loss[bad]:.4g}, "
+        f"gradient norm {metrics.grad_norm[bad]:.4g}{particles}). {_remedy(feed, done, bad)}",
+        step=done + bad + 1,
+        nonfinite=nonfinite,
+    )
+
+
+def _remedy(feed: _Traced | _Stacked, done: int, bad: int) -> str:
+    """Say what to do: mend the data if that window holds non-finite numbers, else tame the updates."""
+    window = feed.window(jnp.int32(done + bad), jnp.int32(bad))
+    named = leaves_with_names(window)
+    names = [name for name, leaf in named if is_inexact(leaf) and not np.isfinite(np.asarray(leaf, np.float64)).all()]
+    if names:
+        return f"The data of that window hold NaN or infinity in {', '.join(names)}: mend them there."
+    return (
+        "Lower the learning rate, bound the updates with optax.clip_by_global_norm, or bound the step losses with "
+        "unrollax.clip_loss(system, at=)."
+    )

@@ -1,0 +1,129 @@
+"""Wrappers from a system to a system: a batch of it, a bound on its loss, less memory in reverse mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unrollax._estimate import check_counts
+from unrollax._system import as_system
+from unrollax._types import Key, Params, State, System
+from unrollax._value import static, value
+
+
+@value
+class Batched:
+    """`count` copies of a system that share parameters; see `batched`."""
+
+    system: System
+    count: int = static()
+
+    def __post_init__(self) -> None:
+        check_counts("batched", n=self.count)
+        object.__setattr__(self, "system", as_system("batched", self.system))
+
+    def init(self, key: Key, params: Params) -> State:
+        """Return the states of all examples, leaves `[n, ...]`."""
+        return jax.vmap(self.system.init, (0, None))(jax.random.split(key, self.count), params)
+
+    def step(self, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        """Step every example with its own `x` and key; the loss is the mean over examples."""
+        keys = jax.random.split(key, self.count)
+        after, losses = jax.vmap(self.system.step, (None, 0, 0, 0))(params, state, x, keys)
+        return after, losses.mean()
+
+
+def batched(system: System, n: int) -> Batched:
+    """Make a batch of a system that was written for one example.
+
+    Args:
+        system: a system for one example.
+        n: examples. Data leaves get an axis of n after the time axis, `[window, n, ...]` (`[n, ...]` inside `repeat`).
+
+    Returns:
+        A system whose state leaves are `[n, ...]` and whose step loss is the mean over the examples.
+
+    Example:
+        >>> import unrollax as ux
+        >>> add = ux.system(init=lambda k, p: jnp.zeros(()), step=lambda p, s, x, k: (s + x, p * s))
+        >>> many = ux.batched(add, 3)
+        >>> many.init(jax.random.key(0), 1.0).shape
+        (3,)
+    """
+    return Batched(system, n)
+
+
+@value
+class ClippedLoss:
+    """A system with bounded step losses; see `clip_loss`."""
+
+    system: System
+    at: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "system", as_system("clip_loss", self.system))
+
+    def init(self, key: Key, params: Params) -> State:
+        """Return the system's own state."""
+        return self.system.init(key, params)
+
+    def step(self, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        """Step the system and bound the loss."""
+        state, loss = self.system.step(params, state, x, key)
+        return state, jnp.where(jnp.isfinite(loss) & (loss < self.at), loss, jnp.asarray(self.at, jnp.result_type(loss)))
+
+
+def clip_loss(system: System, *, at: float) -> ClippedLoss:
+    """Bound every step loss from above; a NaN or infinite one counts as `at`.
+
+    Evolution strategies then survive particles that leave the domain of the simulator. A reverse-mode gradient through a
+    step that made a NaN stays NaN: there the step itself must be mended.
+
+    Args:
+        system: the system whose loss is bounded.
+        at: the largest loss of a step.
+
+    Example:
+        >>> import unrollax as ux
+        >>> wild = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, jnp.log(p * s)))
+        >>> tame = ux.clip_loss(wild, at=10.0)
+        >>> ux.unroll(tame, -1.0, tame.init(None, -1.0), None, jax.random.key(0), steps=2)[1]
+        Array([10.,  0.], dtype=float32)
+    """
+    return ClippedLoss(system, at)
+
+
+@value
+class Remat:
+    """A system whose step keeps nothing for the backward pass; see `remat`."""
+
+    system: System
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "system", as_system("remat", self.system))
+
+    def init(self, key: Key, params: Params) -> State:
+        """Return the system's own state."""
+        return self.system.init(key, params)
+
+    def step(self, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        """Step the system under `jax.checkpoint`."""
+        out: tuple[State, jax.Array] = jax.checkpoint(self.system.step)(params, state, x, key)
+        return out
+
+
+def remat(system: System) -> Remat:
+    """Keep only the states for the backward pass and run each step again when its gradient is taken.
+
+    Memory of reverse mode falls from all that a step computes to its state; time grows by at most one forward pass. The
+    gradient is the same.
+
+    Example:
+        >>> import unrollax as ux
+        >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, p * s))
+        >>> ux.BPTT(ux.remat(decay), horizon=100)
+        BPTT(system=Remat(system=FunctionSystem(init=<lambda>, step=<lambda>)), horizon=100)
+    """
+    return Remat(system)
