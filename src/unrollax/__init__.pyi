@@ -37,3 +37,4 @@ from .systems import cross_entropy as cross_entropy
 from .systems import recurrent as recurrent
 from .systems import sequence as sequence
 from .systems import squared_error as squared_error
+from ._sample import normal as normal

@@ -105,10 +105,11 @@ class Training:
     optimizer: optax.GradientTransformation = static()
 
     def init(self, key: Key, params: Params) -> TrainState:
-        """Return the state before the first update."""
+        """Return the state before the first update, a copy throughout: it may be donated and `params` still used."""
         params = check_params("Training", params)
-        estimator = self.estimator.init(key, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, estimator, strong(self.optimizer.init(params)))
+        optimizer = strong(self.optimizer.init(params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, self.estimator.init(key, params), optimizer)
+        return jax.tree.map(jnp.copy, state)
 
     def step(self, state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
         """Estimate the gradient on one window and make one update."""
@@ -196,7 +197,7 @@ def fit(
     check_counts("fit", steps=steps, every=every)
     _check_parts(estimator, optimizer)
     training = Training(estimator, optimizer)
-    state = jax.tree.map(jnp.copy, training.init(key, params) if state is None else state)
+    state = training.init(key, params) if state is None else jax.tree.map(jnp.copy, state)
     feeds = _feeds(data, every, steps)
     feed, start, collected = next(feeds), int(state.step), []
     began = time.perf_counter()

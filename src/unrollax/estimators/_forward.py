@@ -22,6 +22,7 @@ from unrollax._estimate import (
     weigh,
     window_loss,
 )
+from unrollax._sample import normal
 from unrollax._system import as_system
 from unrollax._tree import is_inexact, strong
 from unrollax._types import Data, Estimate, Key, Params, Scalar, State, System, Traits
@@ -86,7 +87,7 @@ class ForwardGradient:
     window: int = static()
     horizon: int | None = static(default=None)
     directions: int = static(default=1)
-    sampler: Sampler = static(default=jax.random.normal)
+    sampler: Sampler = static(default=normal)
 
     traits: ClassVar[Traits] = Traits(target="exact", needs="jvp")
 
