@@ -40,7 +40,15 @@ def run(doing, *command):
     if done.returncode:
         output = (done.stdout + done.stderr).strip()
         print(output[-2000:], file=sys.stderr)
-        signs = ("connection", "resolve host", "dns", "network", "timed out", "error sending request", "no matching distribution")
+        signs = (
+            "connection",
+            "resolve host",
+            "dns",
+            "network",
+            "timed out",
+            "error sending request",
+            "no matching distribution",
+        )
         if any(sign in output.lower() for sign in signs):
             fail("no package index could be reached while %s. Check the network or the proxy and run me again." % doing)
         fail("%s failed (exit status %d); the lines above say why." % (doing, done.returncode))
@@ -76,13 +84,26 @@ def install():
     run("installing uv", PYTHON, "-m", "pip", "install", *quiet, "--require-hashes", "--no-deps", "-r", pin)
     uv = (PYTHON, "-m", "uv", "pip")
     run("installing the lock", *uv, "sync", "--quiet", "--require-hashes", "--python", PYTHON, LOCK)
-    run("installing unrollax", *uv, "install", "--quiet", "--python", PYTHON, "--no-deps", "--no-build-isolation", "-e", ROOT)
+    run(
+        "installing unrollax",
+        *uv,
+        "install",
+        "--quiet",
+        "--python",
+        PYTHON,
+        "--no-deps",
+        "--no-build-isolation",
+        "-e",
+        ROOT,
+    )
 
 
 def main():
     """Do nothing if the stamp is current, else everything."""
     if sys.version_info < OLDEST:
-        fail("Python %d.%d or newer is needed, this is %d.%d. Run me with a newer one." % (OLDEST + sys.version_info[:2]))
+        fail(
+            "Python %d.%d or newer is needed, this is %d.%d. Run me with a newer one." % (OLDEST + sys.version_info[:2])
+        )
     stamp = fingerprint()
     if STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp:
         return

@@ -26,7 +26,12 @@ def rnn(batch, window):
     params = net.params(jax.random.key(0))
     inputs = jax.random.normal(jax.random.key(1), (batch, window, 16))
     data = jax.vmap(ux.sequence, out_axes=1)(inputs, jnp.zeros((batch, window), int) + jnp.arange(window) % 10)
-    return ux.batched(net, batch), params, data, {"pairs": 64, "std": 0.01, "window": window, "horizon": 10 * window}
+    return (
+        ux.batched(net, batch),
+        params,
+        data,
+        {"pairs": 64, "std": 0.01, "window": window, "horizon": 10 * window},
+    )
 
 
 def inner_mlp():
@@ -63,8 +68,16 @@ def inner_mlp():
 
     theta = {"log_rate": -3.0, "momentum": 2.0, "log_decay": -9.0, "log_scale": 0.0}
     theta = jax.tree.map(jnp.float32, theta)
-    data = (jax.random.normal(jax.random.key(1), (10, 128, 64)), jax.random.randint(jax.random.key(2), (10, 128), 0, 10))
-    return ux.system(init=init, step=step), theta, data, {"pairs": 20, "std": 0.01, "window": 10, "horizon": 200}
+    data = (
+        jax.random.normal(jax.random.key(1), (10, 128, 64)),
+        jax.random.randint(jax.random.key(2), (10, 128), 0, 10),
+    )
+    return (
+        ux.system(init=init, step=step),
+        theta,
+        data,
+        {"pairs": 20, "std": 0.01, "window": 10, "horizon": 200},
+    )
 
 
 CASES = {
@@ -126,7 +139,11 @@ def main():
     options = parser.parse_args()
     for name, case in CASES.items():
         row = measure(name, case, options.repeats)
-        print(json.dumps(row) if options.json else "{case:28} PES {pes_ms:8.2f} ms  bare {bare_ms:8.2f} ms  ratio {ratio:.3f}".format(**row))
+        print(
+            json.dumps(row)
+            if options.json
+            else "{case:28} PES {pes_ms:8.2f} ms  bare {bare_ms:8.2f} ms  ratio {ratio:.3f}".format(**row)
+        )
 
 
 if __name__ == "__main__":

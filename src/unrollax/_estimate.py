@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,9 +11,8 @@ import jax.numpy as jnp
 
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._system import unroll_for
-from unrollax._tree import describe, is_key, leaves_with_names, strong
+from unrollax._tree import describe, is_inexact, is_key, leaves_with_names, strong
 from unrollax._types import Data, Key, Params, Scalar, State, System
-
 
 Noise: TypeAlias = Any  # a tree like params, with leaves [count, ...]
 Sampler: TypeAlias = Callable[..., jax.Array]  # sampler(key, shape, dtype), of mean 0 and covariance I
@@ -47,7 +47,7 @@ def check_window(owner: str, window: int, horizon: int | None) -> None:
         return
     check_counts(owner, horizon=horizon)
     if horizon % window:
-        near = max(window, window * round(horizon / window))
+        near = max(window, window * math.ceil(horizon / window - 0.5))  # of two that are as near, the smaller
         raise InvalidArgument(
             f"{owner}: horizon must be a multiple of window, got horizon={horizon}, window={window}. "
             f"The nearest is horizon={near}."
@@ -60,7 +60,7 @@ def check_params(owner: str, params: Params) -> Params:
     if not named:
         raise StructureError(f"{owner}: params must hold at least one array, got {params!r}.")
     for name, leaf in named:
-        if is_key(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not is_inexact(leaf) or jnp.iscomplexobj(leaf):
             raise StructureError(
                 f"{owner}: params leaf {name} must be real floating numbers, got {describe(leaf)}. "
                 "Keep what is not trained in the system or its state."

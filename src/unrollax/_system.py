@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,17 +49,17 @@ def system(
 
 def as_system(owner: str, candidate: Any) -> System:
     """Return `candidate` as a system that can be a field of a value: any object with `init` and `step` will do."""
+    if candidate is None:  # no system, but how `vmap` is told to leave this field alone
+        return cast(System, candidate)
     lacking = [name for name in ("init", "step") if not callable(getattr(candidate, name, None))]
-    if lacking and not jax.tree_util.all_leaves([candidate]):
-        return candidate  # a pytree that JAX rebuilt around something that is no system, such as vmap's axes
     if lacking:
         raise InvalidArgument(
             f"{owner}: system must have init(key, params) and step(params, state, x, key), got "
             f"{type(candidate).__name__} without {' or '.join(lacking)}. Write one with unrollax.system(init=, step=)."
         )
-    if jax.tree_util.all_leaves([candidate]):  # an ordinary object: its bound methods compare by identity
-        return FunctionSystem(init=candidate.init, step=candidate.step)
-    return candidate
+    if not jax.tree_util.all_leaves([candidate]):
+        return cast(System, candidate)
+    return FunctionSystem(init=candidate.init, step=candidate.step)  # bound methods compare by identity
 
 
 @value
@@ -137,7 +137,9 @@ def _check_data(owner: str, data: Data, steps: int | None) -> int:
     if steps is None:
         lengths = [jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)]
         if not lengths:
-            raise InvalidArgument(f"{owner}: no data leaf has a time axis to take the number of steps from. Pass steps=.")
+            raise InvalidArgument(
+                f"{owner}: no data leaf has a time axis to take the number of steps from. Pass steps=."
+            )
         steps = lengths[0]
     for name, leaf in named:
         if jnp.shape(leaf)[:1] != (steps,):
@@ -149,10 +151,11 @@ def _check_data(owner: str, data: Data, steps: int | None) -> int:
 
 
 def _check_state(owner: str, before: State, after: State) -> None:
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    given, returned = str(jax.tree.structure(before)), str(jax.tree.structure(after))
+    if given != returned:
         raise StructureError(
-            f"{owner}: step must return a state with the structure that init gave, {jax.tree.structure(before)}, got "
-            f"{jax.tree.structure(after)}. Return every part of the state from step."
+            f"{owner}: step must return a state with the structure that init gave, {given}, got {returned}. "
+            "Return every part of the state from step."
         )
     for (name, old), new in zip(leaves_with_names(before), jax.tree.leaves(after), strict=True):
         if jnp.shape(old) != jnp.shape(new) or old.dtype != new.dtype:

@@ -219,7 +219,12 @@ def fit(
 
 def _check_parts(estimator: Any, optimizer: Any) -> None:
     for owner, part, names, remedy in (
-        ("estimator", estimator, ("init", "estimate"), "Pass an estimator such as unrollax.PES(system, ...)."),
+        (
+            "estimator",
+            estimator,
+            ("init", "estimate"),
+            "Pass an estimator such as unrollax.PES(system, ...).",
+        ),
         ("optimizer", optimizer, ("init", "update"), "Pass an optax optimizer such as optax.adam(1e-3)."),
     ):
         if not all(callable(getattr(part, name, None)) for name in names):

@@ -19,8 +19,12 @@ def leaves_with_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
 
 
 def describe(leaf: Any) -> str:
-    """Return `float32[3,4]` for anything with a shape and a dtype."""
-    return f"{jnp.result_type(leaf) if not hasattr(leaf, 'dtype') else leaf.dtype}{list(jnp.shape(leaf))}".replace(" ", "")
+    """Return `float32[3,4]` for anything with a shape and a dtype, and the type of anything else."""
+    if not is_numeric(leaf):
+        return type(leaf).__name__
+    return f"{jnp.result_type(leaf) if not hasattr(leaf, 'dtype') else leaf.dtype}{list(jnp.shape(leaf))}".replace(
+        " ", ""
+    )
 
 
 def is_key(leaf: Any) -> bool:
@@ -28,14 +32,21 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
+def is_numeric(leaf: Any) -> bool:
+    """Whether a leaf is an array, a key array, or a Python number."""
+    return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex))
+
+
 def is_inexact(leaf: Any) -> bool:
     """Whether a leaf carries real or complex floating numbers."""
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)) if not is_key(leaf) else False
+    return is_numeric(leaf) and not is_key(leaf) and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
 def strong(tree: Any) -> Any:
     """Make every leaf an array of its own dtype without JAX's weak type, so that a state is a fixed point."""
-    return jax.tree.map(lambda leaf: leaf if is_key(leaf) else jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: leaf if is_key(leaf) else jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree
+    )
 
 
 def where(flag: jax.Array, new: Any, old: Any) -> Any:
@@ -97,12 +108,16 @@ def from_arrays(like: Any, arrays: dict[str, np.ndarray], owner: str = "from_arr
     if set(names) != set(arrays):
         missing, extra = sorted(set(names) - set(arrays)), sorted(set(arrays) - set(names))
         raise StructureError(f"{owner}: the saved leaves don't match, missing {missing}, left over {extra}.")
-    return jax.tree.unflatten(treedef, [_restore(owner, name, leaf, arrays[name]) for name, (_, leaf) in zip(names, flat, strict=True)])
+    return jax.tree.unflatten(
+        treedef,
+        [_restore(owner, name, leaf, arrays[name]) for name, (_, leaf) in zip(names, flat, strict=True)],
+    )
 
 
 def _restore(owner: str, name: str, like: Any, array: np.ndarray) -> Any:
     if is_key(like):
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=cast(Any, jax.random.key_impl(like)))
+        words = _restore(owner, name, jax.random.key_data(like), array)
+        return jax.random.wrap_key_data(words, impl=cast(Any, jax.random.key_impl(like)))
     if jnp.shape(like) != array.shape or jnp.result_type(like) != array.dtype:
         raise StructureError(f"{owner}: leaf {name} must be {describe(like)}, got {describe(array)}.")
     return jnp.asarray(array)

@@ -72,7 +72,9 @@ class ClippedLoss:
     def step(self, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
         """Step the system and bound the loss."""
         state, loss = self.system.step(params, state, x, key)
-        return state, jnp.where(jnp.isfinite(loss) & (loss < self.at), loss, jnp.asarray(self.at, jnp.result_type(loss)))
+        return state, jnp.where(
+            jnp.isfinite(loss) & (loss < self.at), loss, jnp.asarray(self.at, jnp.result_type(loss))
+        )
 
 
 def clip_loss(system: System, *, at: float) -> ClippedLoss:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from unrollax._estimate import (
     Info,
+    check_counts,
     check_key,
     check_params,
     check_window,
@@ -102,7 +103,7 @@ class BPTT(_Backprop):
     traits: ClassVar[Traits] = Traits(target="exact", needs="vjp")
 
     def __post_init__(self) -> None:
-        check_window("BPTT", self.horizon, self.horizon)
+        check_counts("BPTT", horizon=self.horizon)
         object.__setattr__(self, "system", as_system("BPTT", self.system))
 
     @property

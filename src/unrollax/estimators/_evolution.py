@@ -43,7 +43,6 @@ from unrollax._tree import strong, where
 from unrollax._types import Data, Estimate, Key, Params, Scalar, State, System, Traits
 from unrollax._value import static, value
 
-
 Draw = Callable[[], Noise]
 
 
@@ -80,7 +79,9 @@ class _Evolution(abc.ABC):
         check_window(owner, self.window, self.horizon)
         check_counts(owner, pairs=self.pairs)
         if self.stagger and self.horizon is None:
-            raise InvalidArgument(f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon.")
+            raise InvalidArgument(
+                f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon."
+            )
         object.__setattr__(self, "system", as_system(owner, self.system))
 
     @abc.abstractmethod
@@ -105,8 +106,10 @@ class _Evolution(abc.ABC):
         params = check_params(name_of(self), params)
         key, draw, start, run = jax.random.split(state.key, 4)
         reset = jnp.broadcast_to(state.left <= 0, (self.pairs,))
-        perturb, credit, kept = self._rule(reset, lambda: draw_noise(self.sampler, draw, self.pairs, params), state.noise)
-        twins = jax.tree.map(lambda p, z: p + jnp.asarray(self.std, p.dtype) * jnp.stack([z, -z], 1), params, perturb)
+        perturb, credit, kept = self._rule(
+            reset, lambda: draw_noise(self.sampler, draw, self.pairs, params), state.noise
+        )
+        twins = jax.tree.map(self._twins, params, perturb)
         starts = jax.random.split(start, self._trajectories())
         keys = jax.random.split(run, self.pairs + self._trajectories())
         losses, after = self._run(twins, self._begin(starts, twins, state), data, keys[: self.pairs])
@@ -114,6 +117,10 @@ class _Evolution(abc.ABC):
         inner = self._carry(after, params, state, data, starts, keys[self.pairs :])
         state = EvolutionState(key, tick(state.left, self.window, self.horizon), inner, kept)
         return state, Estimate(losses.mean(), grad, Info(share_nonfinite(losses)))
+
+    def _twins(self, leaf: jax.Array, noise: jax.Array) -> jax.Array:
+        """Return a leaf of params and noise, `[pairs, 2, ...]`."""
+        return leaf[None, None] + jnp.asarray(self.std, leaf.dtype) * jnp.stack([noise, -noise], 1)
 
     def _begin(self, keys: Key, twins: Params, state: EvolutionState) -> State:
         """Start each twin: from its perturbed `init` at a reset, else from where its trajectory stands."""
@@ -133,9 +140,9 @@ class _Evolution(abc.ABC):
         def run(params: Params, inner: State, key: Key) -> tuple[Scalar, State]:
             return window_loss(name_of(self), self.system, params, inner, data, key, self.window)
 
-        flat = jax.vmap(run)(*_merge((twins, inner)), jnp.repeat(keys, 2))  # one axis: XLA's products are faster so
-        out: tuple[jax.Array, State] = _split(flat)
-        return out
+        # One axis for all particles: XLA's batched products are faster so.
+        losses, after = jax.vmap(run)(_merge(twins), _merge(inner), jnp.repeat(keys, 2))
+        return losses.reshape(-1, 2), _split(after)
 
     def _axes(self) -> tuple[int, ...]:
         return (self.pairs, 2)
@@ -143,9 +150,7 @@ class _Evolution(abc.ABC):
     def _stand(self, state: EvolutionState) -> State:
         return state.inner
 
-    def _carry(
-        self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key
-    ) -> State:
+    def _carry(self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key) -> State:
         del params, state, data, starts, keys
         return after
 
@@ -218,9 +223,7 @@ class ES(_Evolution):
     def _stand(self, state: EvolutionState) -> State:
         return jax.tree.map(lambda s: jnp.broadcast_to(s[:, None], (self.pairs, 2, *s.shape[1:])), state.inner)
 
-    def _carry(
-        self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key
-    ) -> State:
+    def _carry(self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key) -> State:
         """Advance the unperturbed trajectories; where the twins came to is forgotten."""
 
         def advance(left: jax.Array, inner: State, start: Key, key: Key) -> State:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from unrollax._estimate import (
     Info,
-    Noise,
     Sampler,
     check_counts,
     check_key,
@@ -110,15 +109,14 @@ class ForwardGradient:
 
         def fresh() -> tuple[Any, Floats, State]:
             noise = draw_noise(self.sampler, draw, self.directions, params)
-            _, tangents, inner = jax.vmap(lambda v: _push(self._begin(start), (params,), (v,)))(noise)
+            _, tangents, inner = _along(self._begin(start), params)(noise)
             return noise, tangents, _first(inner)
 
         noise, tangents, inner = jax.lax.cond(
             state.left <= 0, fresh, lambda: (state.noise, state.tangents, state.inner)
         )
         rest = self._rest(inner, data, run)
-        pushed = jax.vmap(lambda v, tangent: _push(rest, (params, _floats(inner)), (v, tangent)))
-        (losses, _), (slopes, tangents), inner = pushed(noise, tangents)
+        (losses, _), (slopes, tangents), inner = _along(rest, params, _floats(inner))(noise, tangents)
         grad = weigh(slopes / self.directions, noise)
         state = ForwardState(key, tick(state.left, self.window, self.horizon), _first(inner), tangents, noise)
         return state, Estimate(losses[0], grad, Info(share_nonfinite(losses[0])))
@@ -143,9 +141,13 @@ class ForwardGradient:
         return jax.tree.map(lambda leaf: jnp.zeros((self.directions, *leaf.shape), leaf.dtype), tree)
 
 
-def _push(function: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any, Any]:
-    out: tuple[Any, Any, Any] = jax.jvp(function, primals, tangents, has_aux=True)
-    return out
+def _along(function: Callable[..., Any], *at: Any) -> Callable[..., tuple[Any, Any, Any]]:
+    """Return the map from tangents `[directions, ...]` to function(*at), its derivative along each, and what it says aside."""
+
+    def push(*tangents: Any) -> Any:
+        return jax.jvp(function, at, tangents, has_aux=True)  # type: ignore[no-untyped-call]
+
+    return jax.vmap(push)
 
 
 def _floats(state: State) -> Floats:

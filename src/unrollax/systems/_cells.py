@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax._estimate import check_counts, name_of
 from unrollax._errors import InvalidArgument
+from unrollax._estimate import check_counts, name_of
 from unrollax._types import Key
 from unrollax._value import static, value
 
@@ -100,7 +100,9 @@ class LSTMCell:
     def __post_init__(self) -> None:
         check_counts("LSTMCell", inputs=self.inputs, hidden=self.hidden)
         if self.chrono is not None and self.chrono < 3:
-            raise InvalidArgument(f"LSTMCell: chrono must be at least 3 steps, got chrono={self.chrono}. Use forget_bias.")
+            raise InvalidArgument(
+                f"LSTMCell: chrono must be at least 3 steps, got chrono={self.chrono}. Use forget_bias."
+            )
 
     def params(self, key: Key) -> Weights:
         """Draw `wx [inputs, 4 hidden]`, `wh [hidden, 4 hidden]` and `b [4 hidden]`."""

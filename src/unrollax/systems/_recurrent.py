@@ -67,7 +67,7 @@ def sequence(input: Any, target: Any, *, mask: Any = None, loss_at: Literal["eac
 
     Args:
         input: leaves `[T, ...]`.
-        target: leaves `[T, ...]`; for `end` leaves without a time axis will do.
+        target: leaves `[T, ...]`; for `end` leaves without a time axis, the one target.
         mask: booleans `[T]`, true at real steps; `None` if all are.
         loss_at: which steps have a loss.
 
@@ -83,18 +83,18 @@ def sequence(input: Any, target: Any, *, mask: Any = None, loss_at: Literal["eac
         raise InvalidArgument(f"sequence: loss_at must be 'each' or 'end', got {loss_at!r}.")
     steps = jnp.shape(jax.tree.leaves(input)[0])[0]
     mask = jnp.ones(steps, bool) if mask is None else jnp.asarray(mask).astype(bool)
+    for leaf in jax.tree.leaves((input, mask, target if loss_at == "each" else ())):
+        if jnp.shape(leaf)[:1] != (steps,):
+            raise StructureError(
+                f"sequence: input, target and mask must have the same {steps} steps, got {describe(leaf)}. "
+                "For one target at the end pass it without a time axis and loss_at='end'."
+            )
     if loss_at == "end":
         target = jax.tree.map(lambda t: jnp.broadcast_to(t, (steps, *jnp.shape(t))), target)
         last = steps - 1 - jnp.argmax(mask[::-1])
         weight = steps * ((jnp.arange(steps) == last) & mask).astype(float)
     else:
         weight = mask * (steps / jnp.maximum(mask.sum(), 1)).astype(float)
-    for leaf in jax.tree.leaves((input, target, mask)):
-        if jnp.shape(leaf)[:1] != (steps,):
-            raise StructureError(
-                f"sequence: input, target and mask must have the same {steps} steps, got {describe(leaf)}. "
-                "For one target at the end pass it without a time axis and loss_at='end'."
-            )
     return Frame(input, target, mask, weight)
 
 

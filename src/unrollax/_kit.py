@@ -1,0 +1,197 @@
+"""What the conformance kit runs and how it compares: its systems, its enumeration of noise, its oracles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrollax._system import FunctionSystem, system
+from unrollax._tree import leaves_with_names, to_arrays
+from unrollax._types import Data, Estimate, Key, Params, State, System
+from unrollax._value import static, value
+
+SIZE, WINDOW, WINDOWS = 2, 2, 3  # parameters, steps of a window, windows of a horizon: 2^6 sign patterns
+HORIZON = WINDOW * WINDOWS
+
+
+def quadratic(scale: float = 1.0) -> FunctionSystem:
+    """Return a system whose losses are quadratic in the parameters of every window, and whose init depends on them."""
+    across = jnp.array([[0.6, 0.3, 0.0], [-0.2, 0.7, 0.1], [0.0, 0.4, -0.5]])
+    into = jnp.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
+
+    def init(key: Key, params: Params) -> State:
+        return into @ (params + 1)
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        state = across @ state + into @ params + x
+        return state, scale * (0.5 * (state**2).sum() + params @ state[:2])
+
+    return system(init=init, step=step)
+
+
+def noise_only() -> FunctionSystem:
+    """Return a random walk that the parameters do not touch."""
+
+    def init(key: Key, params: Params) -> State:
+        return jax.random.normal(key, ())
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        state = state + jax.random.normal(key, ())
+        return state, state
+
+    return system(init=init, step=step)
+
+
+def mixed() -> FunctionSystem:
+    """Return a system whose parameters and state hold all kinds of leaves."""
+
+    def init(key: Key, params: Params) -> State:
+        return {
+            "h": jnp.zeros(3),
+            "count": 0,
+            "half": jnp.zeros((), jnp.bfloat16),
+            "on": True,
+            "none": None,
+            "key": key,
+        }
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        h = jnp.tanh(state["h"] * params["a"] + params["inner"][0].astype(float))
+        state = {
+            **state,
+            "h": h,
+            "count": state["count"] + 1,
+            "half": state["half"] + 1,
+            "on": ~state["on"],
+            "key": key,
+        }
+        return state, (h**2).sum()
+
+    return system(init=init, step=step)
+
+
+PARAMS = np.array([0.4, -0.7])
+MIXED = {"a": np.float64(0.3), "inner": [jnp.full(3, 0.2, jnp.bfloat16), None]}
+
+
+def some_data(windows: int) -> np.ndarray:
+    """Return fixed inputs for `quadratic`, `[windows * WINDOW, 3]`."""
+    return np.random.default_rng(0).normal(size=(windows * WINDOW, 3))
+
+
+@value
+class Signs:
+    """A sampler that deals out all sign patterns: draw i has in window `index` the bits of i that belong to it."""
+
+    index: int = static()
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Return +1 or -1 for each draw and parameter, `[draws, SIZE]`."""
+        bits = np.arange(shape[0])[:, None] >> (self.index * SIZE + np.arange(SIZE))
+        return jnp.asarray(1 - 2 * (bits & 1), dtype).reshape(shape)
+
+
+def enumerated(estimator: Any, windows: int) -> list[Any] | None:
+    """Return an estimator for each window, so that their draws run through all sign patterns; `None` if it can't be."""
+    count = next((name for name in ("pairs", "directions") if hasattr(estimator, name)), None)
+    if count is None or not hasattr(estimator, "sampler"):
+        return None
+    draws = 2 ** (SIZE * windows)
+    return [dataclasses.replace(estimator, **{count: draws}, sampler=Signs(index)) for index in range(windows)]
+
+
+def length(estimator: Any) -> int:
+    """Return the steps of a call."""
+    return int(getattr(estimator, "window", WINDOW))
+
+
+def run(estimators: list[Any], params: Params, data: Data, key: Key) -> tuple[list[State], list[Estimate]]:
+    """Run one window for each of the estimators, on consecutive pieces of `data` (or none); states before and after."""
+    state = estimators[0].init(key, params)
+    states, estimates = [state], []
+    for index, estimator in enumerate(estimators):
+        steps = length(estimator)
+        piece = None if data is None else data[index * steps : (index + 1) * steps]
+        state, estimate = jax.jit(estimator.estimate)(params, state, piece)
+        states.append(state)
+        estimates.append(estimate)
+    return states, estimates
+
+
+def mean_grad(estimates: list[Estimate]) -> np.ndarray:
+    """Return the mean of the windows' gradients."""
+    return np.mean([np.asarray(estimate.grad) for estimate in estimates], axis=0)
+
+
+def analytic(system: System, window: int | None, data: np.ndarray) -> np.ndarray:
+    """Return the gradient of the mean step loss by `jax.grad`, without what crosses windows unless `window` is `None`."""
+
+    def total(params: Params) -> jax.Array:
+        state, losses = system.init(jax.random.key(0), params), []
+        for now, x in enumerate(data):
+            if window is not None and now and now % window == 0:
+                state = jax.lax.stop_gradient(state)
+            state, loss = system.step(params, state, x, jax.random.key(0))
+            losses.append(loss)
+        return jnp.stack(losses).mean()
+
+    return np.asarray(jax.grad(total)(jnp.asarray(PARAMS)))
+
+
+def close(what: str, got: Any, expected: Any, tolerance: float) -> None:
+    """Raise `AssertionError` unless two arrays agree to `tolerance`, absolute and relative."""
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance, err_msg=what)
+
+
+def equal(what: str, got: Any, expected: Any) -> None:
+    """Raise `AssertionError` unless two trees have the same arrays to the bit."""
+    got, expected = to_arrays(got), to_arrays(expected)
+    assert got.keys() == expected.keys(), f"{what}: leaves {sorted(got)} against {sorted(expected)}"
+    for name, array in got.items():
+        assert array.tobytes() == expected[name].tobytes(), f"{what}: {name} differs, {array} against {expected[name]}"
+
+
+def recorder(record: list[tuple[int, bytes]]) -> FunctionSystem:
+    """Return a system that notes its time (-1 in init) and key at every step."""
+
+    def note(now: Any, key: Any) -> None:
+        record.append((int(now), np.asarray(key).tobytes()))
+
+    def init(key: Key, params: Params) -> State:
+        jax.debug.callback(note, -1, jax.random.key_data(key))
+        return jnp.zeros((), jnp.int32), params.sum()
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        now, total = state
+        jax.debug.callback(note, now, jax.random.key_data(key))
+        return (now + 1, total), total
+
+    return system(init=init, step=step)
+
+
+def recording(sampler: Callable[..., jax.Array], record: list[bytes]) -> Callable[..., jax.Array]:
+    def draw(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        jax.debug.callback(lambda data: record.append(np.asarray(data).tobytes()), jax.random.key_data(key))
+        return sampler(key, shape, dtype)
+
+    return draw
+
+
+def signature(state: State) -> list[Any]:
+    """Return what makes `jit` trace anew: path, shape, dtype and weak type of every leaf."""
+    return [
+        (name, leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for name, leaf in leaves_with_names(state)
+    ]
+
+
+def shard(leaf: jax.Array) -> jax.Array:
+    """Spread a leaf over all devices along its first axis, if the axis can be divided; else copy it to each."""
+    mesh = jax.make_mesh((len(jax.devices()),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+    divided = leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
+    spec = jax.sharding.PartitionSpec("all") if divided else jax.sharding.PartitionSpec()
+    return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, spec))
