@@ -1,7 +1,11 @@
+from ._checkpoint import load_params as load_params
+from ._checkpoint import save_params as save_params
 from ._errors import Diverged as Diverged
 from ._errors import InvalidArgument as InvalidArgument
 from ._errors import StructureError as StructureError
 from ._errors import UnrollaxError as UnrollaxError
+from ._experiment import Experiment as Experiment
+from ._experiment import episodes as episodes
 from ._sample import normal as normal
 from ._system import repeat as repeat
 from ._system import system as system

@@ -76,7 +76,8 @@ def check_key(owner: str, key: Any) -> Key:
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:  # the older raw keys
         return jax.random.wrap_key_data(key)
-    raise InvalidArgument(f"{owner}: key must be a single PRNG key, got {key!r}. Make one with jax.random.key(seed).")
+    got = describe(key) if hasattr(key, "dtype") else repr(key)
+    raise InvalidArgument(f"{owner}: key must be a single PRNG key, got {got}. Make one with jax.random.key(seed).")
 
 
 def tick(left: jax.Array, window: int, horizon: int | None) -> jax.Array:

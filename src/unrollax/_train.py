@@ -58,6 +58,7 @@ class Progress(NamedTuple):
     Attributes:
         step: updates made so far, of this and earlier calls of `fit` on the same state.
         end: `step` when this call will be done.
+        done: updates made so far in this call.
         metrics: `Metrics` of NumPy arrays, `[updates of the block, ...]`.
         state: the `TrainState`; its buffers are reused by the next block, so copy what you keep.
         seconds: wall time of the updates so far in this call.
@@ -66,6 +67,7 @@ class Progress(NamedTuple):
 
     step: int
     end: int
+    done: int
     metrics: Metrics
     state: TrainState
     seconds: float
@@ -212,7 +214,9 @@ def fit(
         collected.append(metrics)
         if observe is not None:
             seconds = time.perf_counter() - began
-            observe(Progress(start + done + count, start + steps, metrics, state, seconds, compile_seconds))
+            observe(
+                Progress(start + done + count, start + steps, done + count, metrics, state, seconds, compile_seconds)
+            )
         feed = upcoming
     return Fit(state, jax.tree.map(lambda *parts: np.concatenate(parts), *collected))
 

@@ -142,10 +142,10 @@ class ForwardGradient:
 
 
 def _along(function: Callable[..., Any], *at: Any) -> Callable[..., tuple[Any, Any, Any]]:
-    """Return the map from tangents `[directions, ...]` to function(*at), its derivative along each, and what it says aside."""
+    """Map tangents `[directions, ...]` to function(*at), its derivative along each, and what it says aside."""
 
     def push(*tangents: Any) -> Any:
-        return jax.jvp(function, at, tangents, has_aux=True)  # type: ignore[no-untyped-call]
+        return jax.jvp(function, at, tangents, has_aux=True)
 
     return jax.vmap(push)
 

@@ -1,0 +1,16 @@
+"""The command line. Nothing here imports JAX before the arguments are known to be right."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the `unrollax` command."""
+    try:
+        from unrollax.cli._app import app
+    except ImportError as error:
+        if error.name not in ("typer", "rich", "pydantic", "tomli_w"):
+            raise
+        sys.exit(f"unrollax: the command line needs {error.name}. Install it with: pip install 'unrollax[cli]'")
+    app(prog_name="unrollax")

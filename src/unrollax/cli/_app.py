@@ -1,0 +1,125 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learning through anything you can unroll: write one step, swap the gradient estimator.",
+    epilog="Exit codes: 0 done, 2 usage, 3 the user's system raised, 4 diverged.",
+)
+
+USAGE, SYSTEM, DIVERGED, INTERRUPTED = 2, 3, 4, 130
+
+
+def fail(message: str, code: int = USAGE) -> NoReturn:
+    """End with a message on stderr and an exit code."""
+    typer.echo(f"unrollax: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("unrollax"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold options that stand before a command."""
+
+
+@app.command()
+def train(
+    target: Annotated[str, typer.Argument(help="A recipe, path/to/file.py:name, or the run.toml of an earlier run.")],
+    estimator: Annotated[
+        str | None, typer.Option(help="bptt, tbptt, es, pes, nres, es-single or forward-gradient.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Steps to an update.")] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps between resets, a multiple of the window.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="Antithetic pairs of an evolution strategy.")] = None,
+    std: Annotated[float | None, typer.Option(help="Standard deviation of an evolution strategy's noise.")] = None,
+    directions: Annotated[int | None, typer.Option(help="Directions of a forward gradient.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad or lion.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates to make.")] = None,
+    seed: Annotated[int | None, typer.Option(help="All randomness comes from it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; a new one under runs/ by default.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the target.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a target and write a run folder with its metrics, parameters and a report."""
+    from unrollax.cli._config import UsageError, parse_set, resolve
+
+    given: dict[str, Any] = {
+        "estimator": {
+            "name": estimator,
+            "window": window,
+            "horizon": horizon,
+            "pairs": pairs,
+            "std": std,
+            "directions": directions,
+        },
+        "optimizer": {"name": optimizer, "lr": lr},
+        "steps": steps,
+        "seed": seed,
+    }
+    try:
+        config = resolve(target, given, parse_set(set_ or []))
+    except UsageError as error:
+        fail(str(error))
+    from unrollax.cli._train import train_target
+
+    raise typer.Exit(train_target(config, out, as_json=as_json, quiet=quiet))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show what can be set on this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List the built-in recipes, or what can be set on one of them."""
+    from unrollax.cli._config import UsageError, find_recipe
+    from unrollax.recipes._options import RECIPES
+
+    try:
+        chosen = {name: find_recipe(name)} if name else RECIPES
+    except UsageError as error:
+        fail(str(error))
+    about = {
+        each: {
+            "about": (recipe.options.__doc__ or "").strip(),
+            "options": {
+                option: {"default": field.default, "about": field.description}
+                for option, field in recipe.options.model_fields.items()
+            },
+        }
+        for each, recipe in chosen.items()
+    }
+    if as_json:
+        typer.echo(json.dumps(about, indent=2))
+        return
+    for each, row in about.items():
+        typer.echo(f"{each:<20} {row['about']}")
+        for option, field in row["options"].items() if name else ():  # type: ignore[attr-defined]
+            typer.echo(f"    --set {option}={json.dumps(field['default'])}".ljust(32) + field["about"])
+    if not name:
+        typer.echo("\nOptions of one: unrollax recipes NAME. Run one: unrollax train NAME")

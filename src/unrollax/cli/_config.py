@@ -1,0 +1,173 @@
+"""From arguments to a checked, repeatable configuration, without JAX."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unrollax._errors import nearest
+from unrollax.recipes._options import RECIPES, Recipe
+
+# Which options each estimator takes; a test holds them against the classes.
+ESTIMATORS: dict[str, tuple[str, ...]] = {
+    "bptt": ("horizon",),
+    "tbptt": ("window", "horizon"),
+    "es": ("window", "horizon", "pairs", "std"),
+    "pes": ("window", "horizon", "pairs", "std"),
+    "nres": ("window", "horizon", "pairs", "std"),
+    "es-single": ("window", "horizon", "pairs", "std"),
+    "forward-gradient": ("window", "horizon", "directions"),
+}
+OPTIMIZERS = ("adagrad", "adam", "adamw", "lion", "momentum", "nesterov", "rmsprop", "sgd")
+
+
+class UsageError(Exception):
+    """An argument that can't be used."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class EstimatorConfig(_Strict):
+    """An estimator by name; what is `None` is left to the target."""
+
+    name: str | None = None
+    window: int | None = Field(None, ge=1)
+    horizon: int | None = Field(None, ge=1)
+    pairs: int | None = Field(None, ge=1)
+    std: float | None = Field(None, gt=0)
+    directions: int | None = Field(None, ge=1)
+
+
+class OptimizerConfig(_Strict):
+    """An optimizer by name; what is `None` is left to the target."""
+
+    name: str | None = None
+    lr: float | None = Field(None, gt=0)
+
+
+class RunConfig(_Strict):
+    """All that `run.toml` holds."""
+
+    target: str
+    steps: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    estimator: EstimatorConfig = EstimatorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    options: dict[str, Any] = {}
+
+    def to_toml(self) -> dict[str, Any]:
+        """Return what is written to `run.toml`: TOML has no null, so what is left to the target is left out."""
+        tables = self.model_dump(exclude_none=True)
+        return {name: table for name, table in tables.items() if table != {}}
+
+
+def parse_set(pairs: list[str]) -> dict[str, Any]:
+    """Parse `key=value` pairs; a value is TOML if it can be read as such, else a string."""
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set must be KEY=VALUE, got {pair!r}. For example --set rows=true")
+        options[key.strip()] = _toml_value(text)
+    return options
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a built-in recipe by name."""
+    if name not in RECIPES:
+        raise UsageError(
+            f"no recipe is called {name!r}. {nearest(name, RECIPES)} For your own experiment give path/to/file.py:name."
+        )
+    return RECIPES[name]
+
+
+def is_file_target(target: str) -> bool:
+    """Whether a target is `path/to/file.py:name`."""
+    path, _, name = target.rpartition(":")
+    return target.endswith(".py") or (path.endswith(".py") and bool(name))
+
+
+def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunConfig:
+    """Check the target and its options; arguments that were given stand above those of a `run.toml`."""
+    base: dict[str, Any] = _read_toml(Path(target)) if target.endswith(".toml") else {"target": target}
+    for table in ("estimator", "optimizer"):
+        base[table] = {**base.get(table, {}), **{k: v for k, v in given[table].items() if v is not None}}
+    base |= {key: given[key] for key in ("steps", "seed") if given[key] is not None}
+    base["options"] = {**base.get("options", {}), **options}
+    config = _validate(RunConfig, base, "")
+    _check_target(config)
+    _check_names(config)
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}. Give the run.toml of an earlier run, or a recipe's name."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} must be TOML: {error}.") from error
+
+
+def _check_target(config: RunConfig) -> None:
+    target = config.target
+    if not is_file_target(target):
+        recipe = find_recipe(target)
+        if config.optimizer.name is None and config.optimizer.lr is not None and "lr" in recipe.options.model_fields:
+            config.options["lr"], config.optimizer.lr = config.optimizer.lr, None
+        config.options = _validate(recipe.options, config.options, f"{target}: ").model_dump()
+        return
+    path, _, name = target.rpartition(":")
+    if not path:
+        raise UsageError(f"{target} must say which name of the file to train: {target}:NAME")
+    if not Path(path).is_file():
+        raise UsageError(f"no file {path}. A target is a recipe ({', '.join(RECIPES)}) or path/to/file.py:name.")
+    if not name.isidentifier():
+        raise UsageError(f"{target}: {name!r} is no Python name. A target is path/to/file.py:name.")
+
+
+def _check_names(config: RunConfig) -> None:
+    name = config.estimator.name
+    if name is not None and name not in ESTIMATORS:
+        raise UsageError(f"no estimator is called {name!r}. {nearest(name, ESTIMATORS)}")
+    if name is not None:
+        taken = ESTIMATORS[name]
+        wrong = [key for key, item in config.estimator if key != "name" and item is not None and key not in taken]
+        if wrong:
+            raise UsageError(f"{name} takes no --{wrong[0]}. It takes {', '.join('--' + key for key in taken)}.")
+    window, horizon = config.estimator.window, config.estimator.horizon
+    if window and horizon and horizon % window:
+        near = max(window, window * round(horizon / window))
+        raise UsageError(
+            f"--horizon must be a multiple of --window, got {horizon} and {window}. The nearest is {near}."
+        )
+    chosen = config.optimizer.name
+    if chosen is not None and chosen not in OPTIMIZERS:
+        raise UsageError(f"no optimizer is called {chosen!r}. {nearest(chosen, OPTIMIZERS)}")
+
+
+def _validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:
+    """Build a strict model; its first error becomes one sentence that names the nearest known option."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{where}there is no option {name!r}. {nearest(name, model.model_fields)}") from error
+        says = first["msg"][0].lower() + first["msg"][1:]
+        raise UsageError(f"{where}{name}: {says}, got {first['input']!r}.") from error

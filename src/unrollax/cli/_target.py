@@ -1,0 +1,147 @@
+"""From a checked configuration to an experiment."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from unrollax import estimators
+from unrollax._errors import InvalidArgument, nearest
+from unrollax._experiment import Experiment
+from unrollax._types import GradientEstimator
+from unrollax.cli._config import ESTIMATORS, EstimatorConfig, OptimizerConfig, RunConfig, find_recipe, is_file_target
+
+CLASSES = {
+    "bptt": estimators.BPTT,
+    "tbptt": estimators.TBPTT,
+    "es": estimators.ES,
+    "pes": estimators.PES,
+    "nres": estimators.NRES,
+    "es-single": estimators.ESSingle,
+    "forward-gradient": estimators.ForwardGradient,
+}
+MAKERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adagrad": optax.adagrad,
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+    "rmsprop": optax.rmsprop,
+    "sgd": optax.sgd,
+}
+DEFAULTS = {"pairs": 32, "std": 0.03, "directions": 16}
+RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.01}  # the others: 1e-3
+
+
+def load(config: RunConfig) -> Experiment:
+    """Return the target's experiment, with the estimator and optimizer that the configuration names."""
+    experiment = _from_file(config) if is_file_target(config.target) else _from_recipe(config)
+    if config.estimator.model_dump(exclude_none=True):
+        experiment = experiment._replace(estimator=make_estimator(config.estimator, experiment))
+    if config.optimizer.model_dump(exclude_none=True):
+        experiment = experiment._replace(optimizer=make_optimizer(config.optimizer))
+    return experiment
+
+
+def _from_recipe(config: RunConfig) -> Experiment:
+    recipe = find_recipe(config.target)
+    build = importlib.import_module(recipe.module).build
+    experiment: Experiment = build(recipe.options(**config.options), config.seed, config.steps)
+    return experiment
+
+
+def _from_file(config: RunConfig) -> Experiment:
+    path, _, name = config.target.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise InvalidArgument(f"{path} has no {name!r}. {nearest(name, public)}")
+    found = getattr(module, name)
+    if callable(found) and not isinstance(found, Experiment):
+        found = _call(config, found)
+    elif config.options:
+        raise InvalidArgument(f"{config.target} is no function, so it takes no --set, got {', '.join(config.options)}.")
+    if not isinstance(found, Experiment):
+        raise InvalidArgument(
+            f"{config.target} must be an unrollax.Experiment or a function that returns one, got {type(found).__name__}."
+        )
+    return found
+
+
+def _call(config: RunConfig, function: Any) -> Any:
+    """Call the user's function with the options that were set, and with `seed` and `steps` if it takes them."""
+    parameters = inspect.signature(function).parameters
+    anything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    unknown = [key for key in config.options if key not in parameters and not anything]
+    if unknown:
+        raise InvalidArgument(f"{config.target} takes no option {unknown[0]!r}. {nearest(unknown[0], parameters)}")
+    extra = {"seed": config.seed, "steps": config.steps}
+    return function(**{key: item for key, item in extra.items() if key in parameters}, **config.options)
+
+
+def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientEstimator:
+    """Return the named estimator on the experiment's system; what is not given comes from the experiment's own."""
+    own = experiment.estimator
+    name = config.name or name_of(own)
+    if name is None:
+        raise InvalidArgument(f"the target's own {type(own).__name__} has no options here. Name one with --estimator.")
+    given = config.model_dump(exclude_none=True, exclude={"name"})
+    wrong = [key for key in given if key not in ESTIMATORS[name]]
+    if wrong:
+        raise InvalidArgument(
+            f"{name} takes no --{wrong[0]}. It takes {', '.join('--' + k for k in ESTIMATORS[name])}."
+        )
+    window, horizon = getattr(own, "window", None), getattr(own, "horizon", None)
+    if horizon is None and "horizon" not in given and name == "bptt":
+        raise InvalidArgument("bptt needs --horizon: the target is an endless stream.")
+    horizon = given.get("horizon", horizon)
+    known = {**DEFAULTS, **_fields(own), "horizon": horizon, "window": _window(window, horizon), **given}
+    return CLASSES[name](system=experiment.system, **{key: known[key] for key in ESTIMATORS[name]})
+
+
+def name_of(estimator: Any) -> str | None:
+    """Return the name that the command line has for an estimator, or `None`."""
+    return next((name for name, cls in CLASSES.items() if type(estimator) is cls), None)
+
+
+def _fields(own: Any) -> dict[str, Any]:
+    return {key: getattr(own, key) for key in ("pairs", "std", "directions") if hasattr(own, key)}
+
+
+def _window(window: int | None, horizon: int | None) -> int | None:
+    """Keep the window of the target, unless it is the whole horizon: then a quarter of it, or the next divisor."""
+    if horizon is None or (window is not None and window < horizon and horizon % window == 0):
+        return window
+    return next(size for size in range(-(-horizon // 4), horizon + 1) if horizon % size == 0)
+
+
+def resolved(config: RunConfig, experiment: Experiment) -> RunConfig:
+    """Return the configuration with everything filled in that can be written down."""
+    name, own = name_of(experiment.estimator), experiment.estimator
+    config = config.model_copy(update={"steps": config.steps or experiment.steps})
+    if name is None or (not config.estimator.name and is_file_target(config.target)):
+        return config  # the target's own estimator may hold more than names and numbers
+    return config.model_copy(
+        update={"estimator": EstimatorConfig(name=name, **{k: getattr(own, k) for k in ESTIMATORS[name]})}
+    )
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the named optimizer (Adam if only a learning rate was given)."""
+    name = config.name or "adam"
+    return MAKERS[name](config.lr or RATES.get(name, 1e-3))

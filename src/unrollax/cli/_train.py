@@ -1,0 +1,206 @@
+"""`unrollax train`: fit, and everything around it that a person wants to see afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import typer
+
+from unrollax._errors import Diverged, InvalidArgument, StructureError
+from unrollax._experiment import Experiment, Windows
+from unrollax._report import Curve, render
+from unrollax._run import RunFolder
+from unrollax._train import Progress, fit
+from unrollax.cli import _target
+from unrollax.cli._app import DIVERGED, INTERRUPTED, SYSTEM, USAGE
+from unrollax.cli._config import RunConfig, is_file_target
+from unrollax.cli._progress import ProgressLine
+
+BLOCKS = 100  # observations of a run
+EVALUATIONS = 10
+
+
+class Failure(NamedTuple):
+    """Why a run ended early, and with which exit code."""
+
+    message: str
+    code: int
+
+
+def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> int:
+    """Run a checked configuration and return the exit code."""
+    try:
+        experiment = _target.load(config)
+        config = _target.resolved(config, experiment)
+        folder = RunFolder(out) if out else RunFolder.numbered(Path("runs"), _slug(config.target))
+        return _Run(config, experiment, folder, as_json=as_json, quiet=quiet).go()
+    except InvalidArgument as error:
+        return _say(Failure(str(error), USAGE))
+    except KeyboardInterrupt:
+        return _say(Failure("interrupted", INTERRUPTED))
+    except OSError as error:
+        if error.filename is None and not error.strerror:
+            raise
+        return _say(Failure(f"can't write {error.filename or 'the run folder'}: {error.strerror}.", 1))
+    except Exception as error:
+        return _say(_blame(config, error))
+
+
+class _Run:
+    """One run: what it saw on the way, and the folder that it fills."""
+
+    def __init__(
+        self, config: RunConfig, experiment: Experiment, folder: RunFolder, *, as_json: bool, quiet: bool
+    ) -> None:
+        self.config, self.experiment, self.folder = config, experiment, folder
+        self.as_json, self.quiet = as_json, quiet
+        self.steps = config.steps or experiment.steps
+        self.params = experiment.params
+        self.history: list[tuple[int, float, float]] = []
+        self.scores: dict[str, list[tuple[int, float]]] = {}
+        self.last: Progress | None = None
+
+    def go(self) -> int:
+        """Train, then write parameters, report and result; also what there is of them when the run ends early."""
+        self.folder.write_config(self.config.to_toml())
+        environment = self.folder.write_environment()
+        failure = self._fit()
+        self.folder.save(self.params)
+        self._write_report(environment, failure)
+        self.folder.close()
+        self._print_result()
+        return _say(failure) if failure else 0
+
+    def _fit(self) -> Failure | None:
+        experiment = self.experiment
+        window = getattr(experiment.estimator, "window", 1)
+        data = Windows(experiment.data, window) if callable(experiment.data) else experiment.data
+        every = max(1, min(100, self.steps // BLOCKS))
+        try:
+            with ProgressLine(self.quiet) as self.line:
+                fit(
+                    experiment.estimator,
+                    experiment.optimizer,
+                    experiment.params,
+                    data,
+                    key=jax.random.key(self.config.seed),
+                    steps=self.steps,
+                    every=every,
+                    observe=self._observe,
+                )
+        except Diverged as error:
+            return Failure(f"{error} The parameters of {self._when()} are in {self.folder.path}.", DIVERGED)
+        except KeyboardInterrupt:
+            return Failure(f"interrupted. The parameters of {self._when()} are in {self.folder.path}.", INTERRUPTED)
+        return None
+
+    def _when(self) -> str:
+        return f"update {self.last.step}" if self.last else "the start"
+
+    def _observe(self, progress: Progress) -> None:
+        self.last = progress
+        self.params = jax.tree.map(lambda leaf: np.array(leaf), progress.state.params)  # its buffers are used again
+        loss, norm = float(progress.metrics.loss.mean()), float(progress.metrics.grad_norm.mean())
+        self.history.append((progress.step, loss, norm))
+        scores = self._evaluate(progress.step, progress.step == progress.end)
+        self.line.update(progress)
+        self.folder.record(
+            step=progress.step, loss=loss, grad_norm=norm, seconds=round(progress.seconds, 3), **_snake(scores)
+        )
+
+    def _evaluate(self, step: int, last: bool) -> Mapping[str, float]:
+        """Evaluate about `EVALUATIONS` times in a run, and at its end."""
+        done = max((len(points) for points in self.scores.values()), default=0)
+        if self.experiment.evaluate is None or not (last or step * EVALUATIONS >= (done + 1) * self.steps):
+            return {}
+        scores = self.experiment.evaluate(self.params)
+        for name, score in scores.items():
+            self.scores.setdefault(name, []).append((step, float(score)))
+        return scores
+
+    def _result(self) -> dict[str, Any]:
+        final = {name: points[-1][1] for name, points in self.scores.items()}
+        return {
+            "target": self.config.target,
+            "estimator": _target.name_of(self.experiment.estimator) or type(self.experiment.estimator).__name__,
+            "updates": self.last.step if self.last else 0,
+            "loss": self.history[-1][1] if self.history else None,
+            **_snake(final),
+            "seconds": round(self.last.seconds, 2) if self.last else 0.0,
+            "compile_seconds": round(self.last.compile_seconds, 2) if self.last else 0.0,
+            "out": str(self.folder.path),
+        }
+
+    def _print_result(self) -> None:
+        if self.as_json:
+            typer.echo(json.dumps(self._result()))
+            return
+        result = self._result()
+        for name, points in self.scores.items():
+            typer.echo(f"{name}  {points[-1][1]:.4f}")
+        if result["loss"] is not None:
+            typer.echo(
+                f"training loss  {result['loss']:.4g}, after {result['updates']} updates in {result['seconds']:.1f} s"
+            )
+        typer.echo(f"report  {self.folder.path / 'report.html'}")
+
+    def _write_report(self, environment: Mapping[str, Any], failure: Failure | None) -> None:
+        steps, losses, norms = zip(*self.history, strict=True) if self.history else ((), (), ())
+        curves = [Curve(name, name, *zip(*points, strict=True)) for name, points in self.scores.items()]
+        if self.history:
+            curves.append(Curve("Training loss", "mean step loss", steps, losses))
+            curves.append(Curve("Gradient", "norm of the estimate", steps, norms))
+        summary = {name.replace("_", " "): item for name, item in self._result().items() if item is not None}
+        tables = {
+            "Configuration": _flat(self.config.to_toml()),
+            "Environment": _flat(environment),
+        }
+        page = render(
+            f"unrollax: {self.config.target}",
+            {"state": failure.message if failure else "done", **summary},
+            curves,
+            tables,
+            f"unrollax train {self.folder.path / 'run.toml'}",
+        )
+        (self.folder.path / "report.html").write_text(page, encoding="utf-8")
+
+
+def _slug(target: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(target).name.replace(".py", "")).strip("-")
+
+
+def _snake(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {re.sub(r"\W+", "_", name): score for name, score in scores.items()}
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in tables.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
+    return flat
+
+
+def _say(failure: Failure) -> int:
+    typer.echo(f"unrollax: {failure.message}", err=True)
+    return failure.code
+
+
+def _blame(config: RunConfig, error: Exception) -> Failure:
+    """Cut an error's traceback to the user's file; an error that never passed it is ours and is shown whole."""
+    if isinstance(error, StructureError) or not is_file_target(config.target):
+        if isinstance(error, StructureError):
+            return Failure(str(error), SYSTEM)
+        raise error
+    path = Path(config.target.rpartition(":")[0]).resolve()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
+    if not frames and not (isinstance(error, SyntaxError) and error.filename):
+        raise error
+    shown = "".join(traceback.format_list(frames) + traceback.format_exception_only(error)).rstrip()
+    return Failure(f"{config.target} raised\n{shown}", SYSTEM)

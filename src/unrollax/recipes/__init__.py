@@ -1,0 +1,1 @@
+"""Experiments on real input that are ready to run: `unrollax train sequential-digits`."""
