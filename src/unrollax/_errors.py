@@ -51,3 +51,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"Did you mean {', '.join(near)}?" if near else f"The choices are {', '.join(names)}."
+
+
+def nearest_multiple(number: int, of: int) -> int:
+    """Return the positive multiple of `of` that is nearest to `number`, the smaller of two.
+
+    Example:
+        >>> nearest_multiple(110, 20)
+        100
+    """
+    below = number - number % of
+    return max(of, below if 2 * (number - below) <= of else below + of)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from unrollax._errors import InvalidArgument, StructureError
+from unrollax._errors import InvalidArgument, StructureError, nearest_multiple
 from unrollax._system import unroll_for
 from unrollax._tree import describe, is_inexact, is_key, leaves_with_names, strong
 from unrollax._types import Data, Key, Params, Scalar, State, System
@@ -47,10 +46,9 @@ def check_window(owner: str, window: int, horizon: int | None) -> None:
         return
     check_counts(owner, horizon=horizon)
     if horizon % window:
-        near = max(window, window * math.ceil(horizon / window - 0.5))  # of two that are as near, the smaller
         raise InvalidArgument(
             f"{owner}: horizon must be a multiple of window, got horizon={horizon}, window={window}. "
-            f"The nearest is horizon={near}."
+            f"The nearest is horizon={nearest_multiple(horizon, window)}."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,8 +67,12 @@ def render(
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(cell))}</td></tr>" for name, cell in rows.items())
+    cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(_show(cell))}</td></tr>" for name, cell in rows.items())
     return f"<table>{''.join(cells)}</table>"
+
+
+def _show(cell: Any) -> str:
+    return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
 
 
 def _numbers(curve: Curve) -> str:
@@ -100,5 +105,6 @@ def _draw(curve: Curve) -> str:
 
 
 def _inline(svg: str, label: str) -> str:
-    """Return the `<svg>` element alone, with a text for those who can't see it."""
+    """Return the `<svg>` element alone, without its metadata and with a text for those who can't see it."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unrollax._errors import nearest
+from unrollax._errors import nearest, nearest_multiple
 from unrollax.recipes._options import RECIPES, Recipe
 
 # Which options each estimator takes; a test holds them against the classes.
@@ -151,7 +151,7 @@ def _check_names(config: RunConfig) -> None:
             raise UsageError(f"{name} takes no --{wrong[0]}. It takes {', '.join('--' + key for key in taken)}.")
     window, horizon = config.estimator.window, config.estimator.horizon
     if window and horizon and horizon % window:
-        near = max(window, window * round(horizon / window))
+        near = nearest_multiple(horizon, window)
         raise UsageError(
             f"--horizon must be a multiple of --window, got {horizon} and {window}. The nearest is {near}."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import traceback
@@ -36,6 +37,7 @@ class Failure(NamedTuple):
 
 def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> int:
     """Run a checked configuration and return the exit code."""
+    gc.enable()
     try:
         experiment = _target.load(config)
         config = _target.resolved(config, experiment)
@@ -82,7 +84,7 @@ class _Run:
         experiment = self.experiment
         window = getattr(experiment.estimator, "window", 1)
         data = Windows(experiment.data, window) if callable(experiment.data) else experiment.data
-        every = max(1, min(100, self.steps // BLOCKS))
+        every = _whole_episodes(max(1, min(100, self.steps // BLOCKS)), experiment.estimator)
         try:
             with ProgressLine(self.quiet) as self.line:
                 fit(
@@ -172,6 +174,13 @@ class _Run:
         (self.folder.path / "report.html").write_text(page, encoding="utf-8")
 
 
+def _whole_episodes(every: int, estimator: Any) -> int:
+    """Round a number of windows up to whole horizons, so that the mean loss of a block is that of an episode."""
+    window, horizon = getattr(estimator, "window", None), getattr(estimator, "horizon", None)
+    windows = horizon // window if window and horizon else 1
+    return -(-every // windows) * windows
+
+
 def _slug(target: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", Path(target).name.replace(".py", "")).strip("-")
 
@@ -202,5 +211,8 @@ def _blame(config: RunConfig, error: Exception) -> Failure:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
     if not frames and not (isinstance(error, SyntaxError) and error.filename):
         raise error
-    shown = "".join(traceback.format_list(frames) + traceback.format_exception_only(error)).rstrip()
+    says = "".join(traceback.format_exception_only(error)).partition("\n----")[
+        0
+    ]  # what follows is about JAX's own frames
+    shown = ("".join(traceback.format_list(frames)) + says).rstrip()
     return Failure(f"{config.target} raised\n{shown}", SYSTEM)

@@ -62,7 +62,7 @@ def build(options: SequentialDigits, seed: int, steps: int | None) -> Experiment
         system=system,
         estimator=BPTT(system, horizon),
         optimizer=decayed_adam(options.lr, steps),
-        params=net.params(start),
+        params=jax.jit(net.params)(start),
         data=episodes(Batches(jnp.asarray(inputs), jnp.asarray(labels), draws, options.batch), horizon),
         evaluate=lambda params: {"test accuracy": float(accuracy(net, params, *map(jnp.asarray, test)))},
         steps=steps,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Options(BaseModel):
@@ -30,6 +31,14 @@ class Text(Options):
     batch: int = Field(32, ge=1, description="places in the text that are read side by side")
     window: int = Field(50, ge=1, description="characters to an update")
     lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
+
+    @field_validator("path")
+    @classmethod
+    def path_is_a_file(cls, path: str) -> str:
+        """Answer a wrong path before JAX is imported."""
+        if path and not Path(path).is_file():
+            raise ValueError("there must be such a file")
+        return path
 
 
 class Recipe(NamedTuple):

@@ -75,7 +75,7 @@ def build(options: Text, seed: int, steps: int | None) -> Experiment:
         system=system,
         estimator=TBPTT(system, window=options.window, horizon=20 * options.window),
         optimizer=decayed_adam(options.lr, steps),
-        params=net.params(jax.random.key(seed)),
+        params=jax.jit(net.params)(jax.random.key(seed)),
         data=Lanes(jnp.asarray(train), options.batch),
         evaluate=lambda params: {"bits per character, held out": float(bits(net, params, _pieces(test)))},
         steps=steps,
