@@ -136,7 +136,8 @@ class _Traced:
         except jax.errors.JAXTypeError as error:
             raise StructureError(
                 "fit: data(step) must be traceable by JAX, where step is a traced int32, got an error of tracing (above). "
-                "Use jax.numpy in it, or pass an iterable of windows made on the host."
+                "Use jax.numpy with fixed sizes in it (step + jnp.arange(window), not jnp.arange(step, step + window)), or "
+                "pass an iterable of windows made on the host."
             ) from error
 
 
