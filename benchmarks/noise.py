@@ -1,7 +1,7 @@
 """Claim: `unrollax.normal` costs at most 0.6 of `jax.random.normal` where evolution strategies use it.
 
-Each program draws the noise of 64 pairs of 16.5k parameters, adds it to what the pairs keep, perturbs both twins and forms the
-gradient: what a PES step does beside running the system. Interleaved in one process; the figure is the ratio of medians.
+Each program draws the noise of 64 pairs of 16.5k parameters, adds it to what the pairs keep, perturbs both twins and forms
+the gradient: what a PES step does beside running the system. Interleaved in one process; the figure is the ratio of medians.
 
     .venv/bin/python benchmarks/noise.py [--repeats 60]
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def _show(cell: Any) -> str:
 def _numbers(curve: Curve) -> str:
     """Return at most about 20 of a curve's points as a table, the last one among them."""
     chosen = np.unique(np.linspace(0, len(curve.x) - 1, min(20, len(curve.x))).astype(int))
-    rows = "".join(f"<tr><td>{curve.x[i]:g}</td><td>{curve.y[i]:.6g}</td></tr>" for i in chosen)
+    rows = "".join(f"<tr><td>{curve.x[i]:.12g}</td><td>{curve.y[i]:.6g}</td></tr>" for i in chosen)
     return f"<table><tr><th>update</th><th>{html.escape(curve.label)}</th></tr>{rows}</table>"
 
 
@@ -95,12 +96,14 @@ def _draw(curve: Curve) -> str:
         if len(finite) and (finite > 0).all() and finite.max() > 20 * finite.min():
             axes.set_yscale("log")
         axes.set_xlabel("update", color=GREY)
-        axes.set_ylabel(curve.label, color=GREY)
+        axes.set_ylabel(curve.label, color=GREY, parse_math=False)
         axes.tick_params(colors=GREY, which="both")
         axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
         axes.spines[:].set_visible(False)
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's browser has the letter
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(out.getvalue(), f"{curve.title}, {curve.label} against update")
 
 

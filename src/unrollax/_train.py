@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What `observe` is called with after each block of updates.
+    """What `observe` is called with after each block of updates; `observe=print` prints one line of it.
 
     Attributes:
         step: updates made so far, of this and earlier calls of `fit` on the same state.
@@ -72,6 +72,14 @@ class Progress(NamedTuple):
     state: TrainState
     seconds: float
     compile_seconds: float
+
+    def __str__(self) -> str:
+        rate = self.done / max(self.seconds, 1e-9)
+        return (
+            f"update {self.step}/{self.end}  loss {self.metrics.loss.mean():.4g}  "
+            f"gradient norm {self.metrics.grad_norm.mean():.3g}  {rate:.3g} updates/s  "
+            f"{_clock((self.end - self.step) / rate)} left"
+        )
 
 
 class Fit(NamedTuple):
@@ -179,7 +187,7 @@ def fit(
         key: a PRNG key; all randomness comes from it.
         steps: updates to make in this call.
         every: updates between two calls of `observe`, and to a dispatch.
-        observe: called with a `Progress` after each block.
+        observe: called with a `Progress` after each block; `print` will do.
         state: a `TrainState` to continue from; `params` and `key` are then not used.
 
     Returns:
@@ -220,6 +228,18 @@ def fit(
             )
         feed = upcoming
     return Fit(state, jax.tree.map(lambda *parts: np.concatenate(parts), *collected))
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as m:ss or h:mm:ss.
+
+    Example:
+        >>> _clock(3725)
+        '1:02:05'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _check_parts(estimator: Any, optimizer: Any) -> None:

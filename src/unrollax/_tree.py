@@ -19,22 +19,20 @@ def leaves_with_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
 
 
 def describe(leaf: Any) -> str:
-    """Return `float32[3,4]` for anything with a shape and a dtype, and the type of anything else."""
-    if not is_numeric(leaf):
+    """Return `float32[3,4]` for a number or an array, and the type's name for anything else."""
+    if not is_numeric(leaf) and not hasattr(leaf, "dtype"):
         return type(leaf).__name__
-    return f"{jnp.result_type(leaf) if not hasattr(leaf, 'dtype') else leaf.dtype}{list(jnp.shape(leaf))}".replace(
-        " ", ""
-    )
+    return f"{leaf.dtype if hasattr(leaf, 'dtype') else jnp.result_type(leaf)}{list(jnp.shape(leaf))}".replace(" ", "")
+
+
+def is_numeric(leaf: Any) -> bool:
+    """Whether a leaf is an array or a Python number, and so can be traced."""
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
 
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key array."""
     return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def is_numeric(leaf: Any) -> bool:
-    """Whether a leaf is an array, a key array, or a Python number."""
-    return hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float, complex))
 
 
 def is_inexact(leaf: Any) -> bool:
@@ -74,9 +72,8 @@ class Static(NamedTuple):
 def partition(tree: Any) -> tuple[list[Any], Static]:
     """Split a tree into its numbers, which may be traced, and all else, which may not."""
     leaves, treedef = jax.tree.flatten(tree)
-    numeric = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
-    arrays = [leaf if isinstance(leaf, numeric) else None for leaf in leaves]
-    others = tuple(None if isinstance(leaf, numeric) else leaf for leaf in leaves)
+    arrays = [leaf if is_numeric(leaf) else None for leaf in leaves]
+    others = tuple(None if is_numeric(leaf) else leaf for leaf in leaves)
     return arrays, Static(treedef, others)
 
 
@@ -89,12 +86,21 @@ def combine(arrays: list[Any], rest: Static) -> Any:
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
     """Flatten a tree to plain NumPy arrays by path (`cell/wx`); keys become their raw words.
 
+    Raises:
+        StructureError: two leaves have the same path, as in `{"a": {"b": 1}, "a/b": 2}`.
+
     Example:
         >>> to_arrays({"w": jnp.ones(2)})
         {'w': array([1., 1.], dtype=float32)}
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {_slash(path): np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for path, leaf in flat}
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in flat:
+        name, numbers = _slash(path), jax.random.key_data(leaf) if is_key(leaf) else leaf
+        if name in arrays:
+            raise StructureError(f"to_arrays: every leaf must have a path of its own, got {name} twice. Rename one.")
+        arrays[name] = np.asarray(numbers, jnp.result_type(numbers))
+    return arrays
 
 
 def from_arrays(like: Any, arrays: dict[str, np.ndarray], owner: str = "from_arrays") -> Any:

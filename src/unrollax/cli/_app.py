@@ -18,13 +18,11 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 usage, 3 the user's system raised, 4 diverged.",
 )
 
-USAGE, SYSTEM, DIVERGED, INTERRUPTED = 2, 3, 4, 130
 
-
-def fail(message: str, code: int = USAGE) -> NoReturn:
-    """End with a message on stderr and an exit code."""
+def fail(message: str) -> NoReturn:
+    """End with a message on stderr and the exit code of wrong usage."""
     typer.echo(f"unrollax: {message}", err=True)
-    raise typer.Exit(code)
+    raise typer.Exit(2)
 
 
 def _version(wanted: bool) -> None:

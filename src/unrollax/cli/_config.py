@@ -102,10 +102,17 @@ def is_file_target(target: str) -> bool:
 def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunConfig:
     """Check the target and its options; arguments that were given stand above those of a `run.toml`."""
     base: dict[str, Any] = _read_toml(Path(target)) if target.endswith(".toml") else {"target": target}
+    for table in ("estimator", "optimizer", "options"):
+        if not isinstance(base.setdefault(table, {}), dict):
+            raise UsageError(f"{target}: {table} must be a table, got {base[table]!r}.")
+    chosen = given["estimator"]["name"]
+    if chosen in ESTIMATORS:  # what an earlier run gave to another estimator is left behind
+        others = set(EstimatorConfig.model_fields) - set(ESTIMATORS[chosen])
+        base["estimator"] = {key: item for key, item in base["estimator"].items() if key not in others}
     for table in ("estimator", "optimizer"):
-        base[table] = {**base.get(table, {}), **{k: v for k, v in given[table].items() if v is not None}}
+        base[table] = {**base[table], **{key: item for key, item in given[table].items() if item is not None}}
     base |= {key: given[key] for key in ("steps", "seed") if given[key] is not None}
-    base["options"] = {**base.get("options", {}), **options}
+    base["options"] = {**base["options"], **options}
     config = _validate(RunConfig, base, "")
     _check_target(config)
     _check_names(config)
@@ -166,8 +173,14 @@ def _validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:
         return model(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        *tables, key = map(str, first["loc"])
+        name = ".".join([*tables, key])
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{where}there is no option {name!r}. {nearest(name, model.model_fields)}") from error
-        says = first["msg"][0].lower() + first["msg"][1:]
+            for table in tables:
+                model = model.model_fields[table].annotation
+            raise UsageError(f"{where}there is no option {name!r}. {nearest(key, model.model_fields)}") from error
+        if first["type"] == "missing":
+            raise UsageError(f"{where}{name} is missing.") from error
+        says = first["msg"].removeprefix("Value error, ")
+        says = says[0].lower() + says[1:]
         raise UsageError(f"{where}{name}: {says}, got {first['input']!r}.") from error

@@ -43,7 +43,7 @@ class ProgressLine:
         if not self.compiled:
             self.compiled = True
             self._print(f"compiled in {progress.compile_seconds:.1f} s")
-        line = describe(progress)
+        line = str(progress)
         if self.live:
             self._status.update(line)
         elif time.monotonic() - self.shown > PLAIN_EVERY or progress.step == progress.end:
@@ -57,25 +57,3 @@ class ProgressLine:
             self._status.console.print(line, style="dim", highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
-
-
-def describe(progress: Progress) -> str:
-    """Return the line for one block."""
-    metrics = progress.metrics
-    rate = progress.done / max(progress.seconds, 1e-9)
-    return (
-        f"update {progress.step}/{progress.end}  loss {metrics.loss.mean():.4g}  gradient norm {metrics.grad_norm.mean():.3g}"
-        f"  {rate:.3g} updates/s  {clock((progress.end - progress.step) / rate)} left"
-    )
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as m:ss or h:mm:ss.
-
-    Example:
-        >>> clock(3725)
-        '1:02:05'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -91,7 +91,12 @@ def _call(config: RunConfig, function: Any) -> Any:
     if unknown:
         raise InvalidArgument(f"{config.target} takes no option {unknown[0]!r}. {nearest(unknown[0], parameters)}")
     extra = {"seed": config.seed, "steps": config.steps}
-    return function(**{key: item for key, item in extra.items() if key in parameters}, **config.options)
+    given = {**{key: item for key, item in extra.items() if key in parameters}, **config.options}
+    try:
+        inspect.signature(function).bind(**given)
+    except TypeError as error:
+        raise InvalidArgument(f"{config.target} can't be called: {error}. Give it with --set KEY=VALUE.") from error
+    return function(**given)
 
 
 def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientEstimator:

@@ -17,15 +17,16 @@ import typer
 from unrollax._errors import Diverged, InvalidArgument, StructureError
 from unrollax._experiment import Experiment, Windows
 from unrollax._report import Curve, render
-from unrollax._run import RunFolder
+from unrollax._run import RunFolder, plain
 from unrollax._train import Progress, fit
 from unrollax.cli import _target
-from unrollax.cli._app import DIVERGED, INTERRUPTED, SYSTEM, USAGE
 from unrollax.cli._config import RunConfig, is_file_target
 from unrollax.cli._progress import ProgressLine
 
+USAGE, SYSTEM, DIVERGED, INTERRUPTED = 2, 3, 4, 130  # exit codes
 BLOCKS = 100  # observations of a run
 EVALUATIONS = 10
+OWN = ("step", "loss", "grad_norm", "target", "estimator", "updates", "seconds", "compile_seconds", "out")  # no scores
 
 
 class Failure(NamedTuple):
@@ -43,16 +44,10 @@ def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: b
         config = _target.resolved(config, experiment)
         folder = RunFolder(out) if out else RunFolder.numbered(Path("runs"), _slug(config.target))
         return _Run(config, experiment, folder, as_json=as_json, quiet=quiet).go()
-    except InvalidArgument as error:
-        return _say(Failure(str(error), USAGE))
     except KeyboardInterrupt:
         return _say(Failure("interrupted", INTERRUPTED))
-    except OSError as error:
-        if error.filename is None and not error.strerror:
-            raise
-        return _say(Failure(f"can't write {error.filename or 'the run folder'}: {error.strerror}.", 1))
     except Exception as error:
-        return _say(_blame(config, error))
+        return _say(_explain(config, error))
 
 
 class _Run:
@@ -101,6 +96,11 @@ class _Run:
             return Failure(f"{error} The parameters of {self._when()} are in {self.folder.path}.", DIVERGED)
         except KeyboardInterrupt:
             return Failure(f"interrupted. The parameters of {self._when()} are in {self.folder.path}.", INTERRUPTED)
+        except Exception as error:
+            if self.last is None:
+                raise
+            message, code = _explain(self.config, error)
+            return Failure(f"{message}\nThe parameters of {self._when()} are in {self.folder.path}.", code)
         return None
 
     def _when(self) -> str:
@@ -123,6 +123,10 @@ class _Run:
         if self.experiment.evaluate is None or not (last or step * EVALUATIONS >= (done + 1) * self.steps):
             return {}
         scores = self.experiment.evaluate(self.params)
+        if not isinstance(scores, Mapping):
+            raise InvalidArgument(
+                "evaluate must return named numbers such as {'test accuracy': 0.9}, got " + type(scores).__name__ + "."
+            )
         for name, score in scores.items():
             self.scores.setdefault(name, []).append((step, float(score)))
         return scores
@@ -142,7 +146,7 @@ class _Run:
 
     def _print_result(self) -> None:
         if self.as_json:
-            typer.echo(json.dumps(self._result()))
+            typer.echo(json.dumps({name: plain(item) for name, item in self._result().items()}, allow_nan=False))
             return
         result = self._result()
         for name, points in self.scores.items():
@@ -186,7 +190,8 @@ def _slug(target: str) -> str:
 
 
 def _snake(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {re.sub(r"\W+", "_", name): score for name, score in scores.items()}
+    names = {name: re.sub(r"\W+", "_", name) for name in scores}
+    return {f"evaluate_{key}" if key in OWN else key: scores[name] for name, key in names.items()}
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -201,18 +206,19 @@ def _say(failure: Failure) -> int:
     return failure.code
 
 
-def _blame(config: RunConfig, error: Exception) -> Failure:
+def _explain(config: RunConfig, error: Exception) -> Failure:
     """Cut an error's traceback to the user's file; an error that never passed it is ours and is shown whole."""
-    if isinstance(error, StructureError) or not is_file_target(config.target):
-        if isinstance(error, StructureError):
-            return Failure(str(error), SYSTEM)
-        raise error
-    path = Path(config.target.rpartition(":")[0]).resolve()
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
-    if not frames and not (isinstance(error, SyntaxError) and error.filename):
-        raise error
-    says = "".join(traceback.format_exception_only(error)).partition("\n----")[
-        0
-    ]  # what follows is about JAX's own frames
-    shown = ("".join(traceback.format_list(frames)) + says).rstrip()
-    return Failure(f"{config.target} raised\n{shown}", SYSTEM)
+    if isinstance(error, InvalidArgument):
+        return Failure(str(error), USAGE)
+    if isinstance(error, StructureError):
+        return Failure(str(error), SYSTEM)
+    frames = []
+    if is_file_target(config.target):
+        path = Path(config.target.rpartition(":")[0]).resolve()
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
+    if frames or (isinstance(error, SyntaxError) and error.filename):
+        says = "".join(traceback.format_exception_only(error)).partition("\n----")[0]  # then JAX speaks of its frames
+        return Failure(f"{config.target} raised\n{''.join(traceback.format_list(frames))}{says}".rstrip(), SYSTEM)
+    if isinstance(error, OSError) and error.strerror:
+        return Failure(f"can't write {error.filename or 'the run folder'}: {error.strerror}.", 1)
+    raise error
