@@ -18,6 +18,7 @@ STAMP = VENV / ".unrollax-stamp"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 OLDEST = (3, 11)
+BASE = getattr(sys, "_base_executable", None) or sys.executable  # never .venv's own Python, which is removed on the way
 
 
 def fail(message):
@@ -27,7 +28,7 @@ def fail(message):
 
 def fingerprint():
     """What the environment is made from; a change of any of it makes the stamp stale."""
-    digest = hashlib.sha256(repr((sys.version, sys.executable, str(ROOT))).encode())
+    digest = hashlib.sha256(repr((sys.version, os.path.realpath(BASE), str(ROOT))).encode())
     for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -73,7 +74,7 @@ def make_venv():
         fail("this Python has no venv or ensurepip. On Debian or Ubuntu: apt install python3-venv.")
     if VENV.exists():
         shutil.rmtree(str(VENV))
-    run("making .venv", sys.executable, "-m", "venv", VENV)
+    run("making .venv", BASE, "-m", "venv", VENV)
 
 
 def install():

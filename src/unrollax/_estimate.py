@@ -118,4 +118,4 @@ def weigh(weights: jax.Array, noise: Noise) -> Params:
 
 def share_nonfinite(losses: jax.Array) -> Scalar:
     """Return the share of losses that are NaN or infinite."""
-    return 1.0 - jnp.isfinite(losses).mean(dtype=jnp.float32)
+    return (~jnp.isfinite(losses)).mean(dtype=jnp.float32)

@@ -88,6 +88,7 @@ def _draw(curve: Curve) -> str:
     from matplotlib.figure import Figure
 
     x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+    y = np.where(np.abs(y) < 1e200, y, np.nan)  # an axis needs room above its numbers
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "unrollax"}):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.subplots()

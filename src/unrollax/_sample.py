@@ -31,7 +31,7 @@ def normal(key: Key, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
         >>> normal(jax.random.key(0), (3, 2)).shape
         (3, 2)
     """
-    count = math.prod(shape)
+    count, dtype = math.prod(shape), jax.dtypes.canonicalize_dtype(dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     words = _words(key, -(-count // 2))
     halves = [(half.astype(jnp.int32).astype(wide) - 32767.5) / 32768 for half in (words >> 16, words & 0xFFFF)]

@@ -105,6 +105,13 @@ def unroll(
     Raises:
         StructureError: a data leaf whose first axis isn't `steps`, a step that changes the state's structure, shape or
             dtype, or a loss that is no floating scalar.
+
+    Example:
+        >>> import unrollax as ux
+        >>> add = ux.system(init=lambda key, params: 0.0, step=lambda p, s, x, k: (s + x, p * (s + x)))
+        >>> state, losses = ux.unroll(add, 10.0, 0.0, jax.numpy.arange(4.0), jax.random.key(0))
+        >>> losses
+        Array([ 0., 10., 30., 60.], dtype=float32)
     """
     return unroll_for("unroll", system, params, state, data, key, steps)
 

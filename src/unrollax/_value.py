@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -46,7 +47,32 @@ def value(cls: type[T]) -> type[T]:
     """
     data = dataclasses.dataclass(frozen=True, repr=False)(cls)
     data.__repr__ = _repr  # type: ignore[method-assign]
-    return jax.tree_util.register_dataclass(data)
+    _register(data)
+    return data
+
+
+def _register(cls: type[Any]) -> None:
+    """Make a dataclass a pytree.
+
+    Not by `jax.tree_util.register_dataclass`: in jax 0.10 its structures of two classes compare equal when their static
+    fields do, so that `jit` would now and then, when hashes collide, run one estimator's program for another's.
+    """
+    fields = dataclasses.fields(cls)
+    moving = [f.name for f in fields if not f.metadata.get("static")]
+    fixed = [f.name for f in fields if f.metadata.get("static")]
+    paths = [jax.tree_util.GetAttrKey(name) for name in moving]
+
+    def flatten(item: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(item, name) for name in moving], tuple(getattr(item, name) for name in fixed)
+
+    def flatten_with_keys(item: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        children, rest = flatten(item)
+        return list(zip(paths, children, strict=True)), rest
+
+    def unflatten(rest: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        return cls(**dict(zip(moving, children, strict=True)), **dict(zip(fixed, rest, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 def _repr(self: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -115,17 +116,15 @@ def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientE
     if horizon is None and "horizon" not in given and name == "bptt":
         raise InvalidArgument("bptt needs --horizon: the target is an endless stream.")
     horizon = given.get("horizon", horizon)
-    known = {**DEFAULTS, **_fields(own), "horizon": horizon, "window": _window(window, horizon), **given}
-    return CLASSES[name](system=experiment.system, **{key: known[key] for key in ESTIMATORS[name]})
+    fields = {field.name for field in dataclasses.fields(CLASSES[name])} - {"system"}
+    kept = {key: getattr(own, key) for key in fields if hasattr(own, key)}  # also what has no option, such as stagger
+    known = {**DEFAULTS, **kept, "horizon": horizon, "window": _window(window, horizon), **given}
+    return CLASSES[name](system=experiment.system, **{key: item for key, item in known.items() if key in fields})
 
 
 def name_of(estimator: Any) -> str | None:
     """Return the name that the command line has for an estimator, or `None`."""
     return next((name for name, cls in CLASSES.items() if type(estimator) is cls), None)
-
-
-def _fields(own: Any) -> dict[str, Any]:
-    return {key: getattr(own, key) for key in ("pairs", "std", "directions") if hasattr(own, key)}
 
 
 def _window(window: int | None, horizon: int | None) -> int | None:

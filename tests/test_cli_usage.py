@@ -1,0 +1,149 @@
+"""Every wrong argument is answered with one line that says what to do, and exit code 2."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from unrollax.cli._app import app
+
+MINE = """
+import optax
+import unrollax as ux
+
+net = ux.system(init=lambda key, params: 0.0, step=lambda params, state, x, key: (state, params * x))
+experiment = ux.Experiment(net, ux.BPTT(net, 8), optax.sgd(0.1), 1.0, None)
+endless = experiment._replace(estimator=ux.TBPTT(net, 4))
+
+
+def make(rate=0.05):
+    return experiment
+
+
+def needs(rate):
+    return experiment
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
+    Path("mine.py").write_text(MINE)
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("trian", "No such command 'trian'. Did you mean 'train'?"),
+        ("recipes txt", "Did you mean text?"),
+        ("train sequental-digits", "Did you mean sequential-digits?"),
+        ("train text --set hiden=3", "Did you mean hidden?"),
+        ("train text --set hidden", "--set must be KEY=VALUE, got 'hidden'."),
+        ("train text --set =3", "--set must be KEY=VALUE"),
+        ("train text --set hidden=many", "text: hidden: input should be a valid integer, got 'many'."),
+        ("train text --set hidden=0", "greater than or equal to 1, got 0."),
+        ("train text --set path=nowhere.txt", "text: path: there must be such a file, got 'nowhere.txt'."),
+        ("train text --set path=mine.py:x", "there must be such a file"),
+        ("train mine.py:experiment --estimator pse", "no estimator is called 'pse'. Did you mean pes"),
+        ("train mine.py:experiment --optimizer adm", "no optimizer is called 'adm'. Did you mean adam"),
+        ("train mine.py:experiment --pair 3", "No such option: --pair"),
+        ("train mine.py:experiment --window few", "Invalid value for '--window'"),
+        ("train mine.py:experiment --estimator bptt --std 0.1", "bptt takes no --std. It takes --horizon."),
+        ("train mine.py:experiment --std 0.1", "bptt takes no --std. It takes --horizon."),
+        ("train mine.py:experiment --window 20 --horizon 110", "got 110 and 20. The nearest is 100."),
+        ("train mine.py:experiment --estimator tbptt --window 3", "The nearest is horizon=9."),
+        ("train mine.py:endless --estimator bptt", "bptt needs --horizon"),
+        ("train mine.py:experiment --lr -1", "optimizer.lr: input should be greater than 0, got -1.0."),
+        ("train mine.py:experiment --lr nan", "got nan."),
+        ("train mine.py:experiment --seed -1", "seed: input should be greater than or equal to 0, got -1."),
+        ("train mine.py:experiment --steps 0", "steps: input should be greater than or equal to 1, got 0."),
+        ("train mine.py:experiment --set rate=1", "mine.py:experiment is no function, so it takes no --set, got rate."),
+        ("train mine.py:make --set rte=1", "takes no option 'rte'. Did you mean rate?"),
+        ("train mine.py:needs", "missing a required argument: 'rate'. Give it with --set KEY=VALUE."),
+        ("train mine.py:experimnt", "mine.py has no 'experimnt'. Did you mean experiment?"),
+        ("train mine.py:net", "must be an unrollax.Experiment or a function that returns one, got FunctionSystem."),
+        ("train mine.py", "mine.py must say which name of the file to train: mine.py:NAME"),
+        ("train mine.py:3x", "'3x' is no Python name."),
+        ("train nowhere.py:x", "no file nowhere.py. A target is a recipe (sequential-digits, text)"),
+        ("train gone.toml", "gone.toml: No such file or directory."),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_one_line_and_exit_code_2(arguments, says):
+    result = command(*arguments.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert says in result.stderr.splitlines()[-1]
+    assert result.stderr.startswith("Usage: ") or result.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("target = ", "bad.toml must be TOML: Invalid value"),
+        ("target = '\xff'", "bad.toml must be TOML: 'utf-8' codec"),
+        ("steps = 3", "target is missing."),
+        ("target = 'mine.py:experiment'\nstpes = 3", "there is no option 'stpes'. Did you mean steps?"),
+        ("target = 'mine.py:experiment'\nsteps = '3'", "steps: input should be a valid integer, got '3'."),
+        ("target = 'mine.py:experiment'\nestimator = 'pes'", "bad.toml: estimator must be a table, got 'pes'."),
+        ("target = 'mine.py:experiment'\noptions = 3", "bad.toml: options must be a table, got 3."),
+        (
+            "target = 'mine.py:experiment'\n[estimator]\nwindwo = 3",
+            "no option 'estimator.windwo'. Did you mean window?",
+        ),
+        ("target = 'mine.py:experiment'\n[estimator]\nname = 'pse'", "Did you mean pes"),
+        ("target = 'mine.py:experiment'\n[optimizer]\nlr = -1.0", "optimizer.lr: input should be greater than 0"),
+    ],
+)
+def test_a_run_toml_that_cannot_be_used_says_why(toml, says):
+    Path("bad.toml").write_bytes(toml.encode("latin-1"))
+    result = command("train", "bad.toml")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def python(*arguments):
+    environment = {name: item for name, item in os.environ.items() if not name.startswith("JAX_")}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--help", 0, "Exit codes: 0 done, 2 usage"),
+        ("--version", 0, metadata.version("unrollax")),
+        ("train text --set hidden=0", 2, "greater than or equal to 1, got 0."),
+        ("train mine.py:experiment --estimator pse", 2, "Did you mean pes"),
+    ],
+)
+def test_help_and_usage_errors_never_import_jax(arguments, code, says):
+    script = (
+        "import atexit, sys, unrollax, unrollax.cli\n"
+        f"sys.argv = ['unrollax', *{arguments.split()!r}]\n"
+        "atexit.register(lambda: print('imported:', {'jax', 'optax', 'numpy', 'matplotlib'} & set(sys.modules)))\n"
+        "unrollax.cli.main()"
+    )
+    result = python("-c", script)
+    assert result.returncode == code
+    assert says in result.stdout + result.stderr
+    assert result.stdout.endswith("imported: set()\n")
+
+
+def test_the_module_is_the_command():
+    result = python("-m", "unrollax", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, metadata.version("unrollax") + "\n", "")
+    result = python("-m", "unrollax", "train", "mine.py:")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,232 @@
+"""The recipes: their data against literal indexing, their scores against literal loops, and that they learn."""
+
+import functools
+import importlib
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+import unrollax as ux
+from unrollax._experiment import Windows
+from unrollax.cli._app import app
+from unrollax.recipes import _digits, _text
+from unrollax.recipes._options import RECIPES, SequentialDigits, Text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_is_and_what_each_option_does(name):
+    recipe = RECIPES[name]
+    assert recipe.options.__doc__
+    for option, field in recipe.options.model_fields.items():
+        assert field.description, option
+        assert recipe.options(**{option: field.default}) == recipe.options()
+    assert callable(importlib.import_module(recipe.module).build)
+    with pytest.raises(ValidationError):
+        recipe.options(no_such_option=1)
+
+
+# Digits
+
+
+def rows_of(inputs, labels):
+    return sorted((image.reshape(64).tobytes(), int(label)) for image, label in zip(inputs, labels, strict=True))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_the_split_is_fixed_disjoint_and_covers_all_1797_digits(rows):
+    train, test = _digits.load(rows)
+    assert (len(train[0]), len(test[0])) == (1438, 359)
+    images, labels = load_digits(return_X_y=True)
+    together = [np.concatenate(parts) for parts in zip(train, test, strict=True)]
+    assert rows_of(*together) == rows_of((images / 16).astype(np.float32), labels)
+    assert not set(rows_of(*train)) & set(rows_of(*test))
+    assert test[1][:10].tolist() == [9, 7, 6, 2, 4, 9, 9, 7, 4, 8]
+    for again, before in zip(_digits.load(not rows), (train, test), strict=True):
+        np.testing.assert_array_equal(again[0].reshape(-1, 64), before[0].reshape(-1, 64))
+        np.testing.assert_array_equal(again[1], before[1])
+    assert train[0].min() == 0
+    assert train[0].max() == 1
+
+
+@pytest.mark.parametrize(("rows", "steps", "features"), [(False, 64, 1), (True, 8, 8)])
+def test_a_batch_of_digits_holds_training_images_with_the_loss_at_the_end(rows, steps, features):
+    experiment = _digits.build(SequentialDigits(rows=rows, batch=5, hidden=3), seed=0, steps=10)
+    frames = experiment.data(0, steps)
+    assert frames.input.shape == (steps, 5, features)
+    assert frames.target.shape == frames.mask.shape == frames.weight.shape == (steps, 5)
+    assert frames.mask.all()
+    np.testing.assert_array_equal(frames.weight, [[0] * 5] * (steps - 1) + [[steps] * 5])
+    np.testing.assert_array_equal(frames.target, frames.target[-1:].repeat(steps, 0))
+    train, _ = _digits.load(rows)
+    drawn = rows_of(np.asarray(frames.input).swapaxes(0, 1), frames.target[-1])
+    assert set(drawn) <= set(rows_of(*train))
+
+
+def test_batches_are_drawn_anew_and_repeat_with_their_number_and_seed():
+    def first(seed, number):
+        experiment = _digits.build(SequentialDigits(rows=True, hidden=2), seed=seed, steps=10)
+        return np.asarray(experiment.data(8 * number, 8).input)
+
+    np.testing.assert_array_equal(first(0, 3), first(0, 3))
+    assert not np.array_equal(first(0, 3), first(0, 4))
+    assert not np.array_equal(first(0, 3), first(1, 3))
+
+
+def test_the_mean_step_loss_is_the_cross_entropy_of_the_last_prediction():
+    experiment = _digits.build(SequentialDigits(rows=True, batch=4, hidden=3), seed=0, steps=10)
+    net, params, frames = experiment.system.system, experiment.params, experiment.data(0, 8)
+    estimator = experiment.estimator
+    _, estimate = estimator.estimate(params, estimator.init(jax.random.key(0), params), frames)
+    expected = 0.0
+    for example in range(4):
+        logits = np.asarray(net.predict(params, frames.input[:, example])[-1])
+        expected += math.log(np.exp(logits).sum()) - logits[int(frames.target[0, example])]
+    assert estimate.loss == pytest.approx(expected / 4, rel=1e-6)
+
+
+def test_a_short_run_on_rows_learns_to_read():
+    with jax.enable_x64(False):
+        experiment = _digits.build(SequentialDigits(rows=True, hidden=32, lr=0.01), seed=0, steps=300)
+        assert experiment.evaluate(experiment.params)["test accuracy"] < 0.3
+        run = ux.fit(
+            experiment.estimator,
+            experiment.optimizer,
+            experiment.params,
+            Windows(experiment.data, 8),
+            key=jax.random.key(0),
+            steps=300,
+        )
+        assert experiment.evaluate(run.params)["test accuracy"] > 0.9
+
+
+def test_accuracy_is_the_share_of_right_last_predictions():
+    net = _digits.build(SequentialDigits(rows=True, hidden=3), seed=0, steps=10).system.system
+    params = net.params(jax.random.key(1))
+    (inputs, labels), _ = _digits.load(True)
+    right = [np.argmax(net.predict(params, x)[-1]) == label for x, label in zip(inputs[:20], labels[:20], strict=True)]
+    assert _digits.accuracy(net, params, jnp.asarray(inputs[:20]), jnp.asarray(labels[:20])) == pytest.approx(
+        sum(right) / 20
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--set", "rows=true"]], ids=["pixels", "rows"])
+def test_the_digits_recipe_reaches_95_percent_with_nothing_set(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with jax.enable_x64(False):
+        result = CliRunner().invoke(app, ["train", "sequential-digits", "-q", "--json", *arguments])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["test_accuracy"] >= 0.95
+
+
+# Text
+
+ENGLISH = "the quick brown fox jumps over the lazy dog, twice.\n" * 30
+
+
+def write(tmp_path, text, name="my.txt"):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def build(path, **options):
+    return _text.build(Text(path=path, **{"hidden": 3, "batch": 2, "window": 5, **options}), seed=0, steps=4)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(("t", "steps"), [(0, 4), (19, 4), (23, 1), (1000, 30)])
+def test_lanes_read_the_text_as_literal_indexing_does(t, steps, traced):
+    codes = np.random.default_rng(0).integers(0, 9, 23)
+    lanes = _text.Lanes(jnp.asarray(codes), 3)
+    frames = (jax.jit(lambda t: lanes(t, steps)) if traced else lambda t: lanes(t, steps))(jnp.int32(t))
+    for step in range(steps):
+        for lane in range(3):
+            place = t + step + lane * (23 // 3)
+            assert frames.input[step, lane] == codes[place % 23]
+            assert frames.target[step, lane] == codes[(place + 1) % 23]
+    assert frames.mask.all()
+    assert frames.mask.dtype == bool
+    np.testing.assert_array_equal(frames.weight, np.ones((steps, 3)))
+
+
+def test_the_alphabet_is_that_of_the_text_and_codes_read_back(tmp_path):
+    text = "grüß göttin 🙂 " * 100
+    experiment = build(write(tmp_path, text))
+    alphabet = sorted(set(text))
+    assert experiment.system.system.cell.inputs == experiment.system.system.readout.outputs == len(alphabet)
+    assert "".join(alphabet[code] for code in experiment.data.codes) == text[: int(0.9 * len(text))]
+
+
+def test_the_held_out_end_is_never_read_in_training(tmp_path):
+    cut = int(0.9 * len(ENGLISH))
+    other = ENGLISH[:cut] + "".join(reversed(ENGLISH[cut:]))
+    one, two = build(write(tmp_path, ENGLISH)), build(write(tmp_path, other, "other.txt"))
+    for t in (0, 5, cut // 2 - 5, cut - 5, cut, 10 * cut + 1):
+        jax.tree.map(np.testing.assert_array_equal, one.data(t, 5), two.data(t, 5))
+    (score,), (other_score,) = (each.evaluate(one.params).values() for each in (one, two))
+    assert score != other_score
+
+
+@pytest.mark.parametrize("count", [2, 100, 200, 201, 202, 401, 1000])
+def test_pieces_hold_each_held_out_character_but_a_rest_once_as_a_target(count):
+    codes = np.arange(count)
+    pieces = _text._pieces(codes)
+    length = min(200, count - 1)
+    assert pieces.shape == ((count - 1) // length, length + 1)
+    np.testing.assert_array_equal(pieces[:, 1:].ravel(), codes[1 : 1 + pieces.shape[0] * length])
+    np.testing.assert_array_equal(pieces[:, 0], codes[: pieces.shape[0] * length : length])
+
+
+def test_bits_are_those_of_a_literal_loop():
+    net = ux.recurrent(ux.RNNCell(4, 3), ux.Dense(3, 4), encode=functools.partial(jax.nn.one_hot, num_classes=4))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, net.params(jax.random.key(0)))
+    pieces = np.array([[0, 1, 2, 3, 0], [3, 3, 1, 0, 2]])
+    cell, readout = (jax.tree.map(np.asarray, params[part]) for part in ("cell", "readout"))
+    total = 0.0
+    for piece in pieces:
+        h = np.zeros(3)
+        for now, after in zip(piece[:-1], piece[1:], strict=True):
+            h = np.tanh(cell["wx"][now] + h @ cell["wh"] + cell["b"])
+            odds = np.exp(h @ readout["w"] + readout["b"])
+            total -= math.log2(odds[after] / odds.sum())
+    assert _text.bits(net, params, jnp.asarray(pieces)) == pytest.approx(total / 8, rel=1e-12)
+
+
+def test_a_text_of_the_users_is_trained_on(tmp_path):
+    experiment = build(write(tmp_path, ENGLISH), hidden=16, lr=0.03)
+    (before,) = experiment.evaluate(experiment.params).values()
+    data = Windows(experiment.data, experiment.estimator.window)
+    run = ux.fit(experiment.estimator, experiment.optimizer, experiment.params, data, key=jax.random.key(0), steps=4)
+    (after,) = experiment.evaluate(run.params).values()
+    assert experiment.estimator.window == 5
+    assert after < before < math.log2(len(set(ENGLISH))) + 1
+
+
+def test_the_shipped_text_is_genesis():
+    text = _text.read("")
+    assert text.startswith("In the beginning God created the heaven and the earth.")
+    assert len(text) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"x" * 999, "must have at least 1000 characters, got 999 in "),
+        (b"", "got 0 in "),
+        (b"caf\xe9 " * 300, "must be a readable UTF-8 text file, got .*: it is not UTF-8"),
+        (None, "must be a readable UTF-8 text file, got .*: No such file or directory"),
+    ],
+)
+def test_a_text_that_cannot_be_used_says_why(tmp_path, content, says):
+    path = tmp_path / "my.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ux.InvalidArgument, match=says):
+        _text.read(str(path))

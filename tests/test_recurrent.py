@@ -1,0 +1,182 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unrollax as ux
+
+KEY = jax.random.key(2)
+CELLS = [ux.RNNCell, ux.LSTMCell, ux.GRUCell]
+REAL, PADDED = 3, 5
+INPUT = jax.random.normal(KEY, (PADDED, 2))  # what stands at padded steps must not matter
+CLASSES = jnp.array([2, 0, 1, 1, 2])
+MASK = jnp.arange(PADDED) < REAL
+lstm = ux.recurrent(ux.LSTMCell(2, 4), ux.Dense(4, 3))
+PARAMS = lstm.params(KEY)
+
+
+def run(net, params, data, start=None):
+    start = net.init(KEY, params) if start is None else start
+    return ux.unroll(net, params, start, data, KEY)
+
+
+def cut(leaf):
+    return leaf[:REAL]
+
+
+def predictions(net, params, inputs):
+    """Step the cell and apply the readout, one after another."""
+    state, out = net.cell.init(params["cell"]), []
+    for x in inputs:
+        state, h = net.cell.step(params["cell"], state, x)
+        out.append(net.readout.apply(params["readout"], h))
+    return np.stack(out), state
+
+
+def nll(logits, label):
+    return float(np.log(np.exp(np.asarray(logits)).sum()) - logits[label])
+
+
+@pytest.mark.parametrize("make", CELLS)
+@pytest.mark.parametrize("loss_at", ["each", "end"])
+def test_a_padded_sequence_has_the_loss_and_the_state_of_the_bare_one(make, loss_at):
+    net = ux.recurrent(make(2, 4), ux.Dense(4, 3))
+    params = net.params(KEY)
+    target = CLASSES if loss_at == "each" else 2
+    bare_target = cut(CLASSES) if loss_at == "each" else 2
+    mean = jax.jit(jax.value_and_grad(lambda p, data: run(net, p, data)[1].mean()))
+    value, grad = mean(params, ux.sequence(INPUT, target, mask=MASK, loss_at=loss_at))
+    bare, bare_grad = mean(params, ux.sequence(cut(INPUT), bare_target, loss_at=loss_at))
+    np.testing.assert_allclose(value, bare, rtol=1e-13)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-14), grad, bare_grad)
+    state = run(net, params, ux.sequence(INPUT, target, mask=MASK, loss_at=loss_at))[0]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-13), state, predictions(net, params, cut(INPUT))[1])
+
+
+def test_a_padded_step_leaves_the_state_to_the_bit_and_has_no_loss():
+    start = (jnp.linspace(-1, 1, 4), jnp.linspace(2, 3, 4))
+    data = ux.sequence(INPUT, CLASSES, mask=jnp.zeros(PADDED, bool))
+    state, losses = run(lstm, PARAMS, data, start)
+    jax.tree.map(np.testing.assert_array_equal, state, start)
+    np.testing.assert_array_equal(losses, np.zeros(PADDED))
+
+
+def test_a_gap_in_the_middle_is_skipped():
+    mask = jnp.array([True, False, True, False, True])
+    data = ux.sequence(INPUT, CLASSES, mask=mask)
+    state, losses = run(lstm, PARAMS, data)
+    logits, expected = predictions(lstm, PARAMS, INPUT[::2])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-13), state, expected)
+    np.testing.assert_allclose(losses.mean(), np.mean([nll(z, y) for z, y in zip(logits, CLASSES[::2], strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "last"), [(None, 4), (MASK, 2), (jnp.array([0, 1, 0, 1, 0]), 3), ([1, 0, 0, 0, 0], 0)]
+)
+def test_a_loss_at_the_end_is_that_of_the_last_real_step(mask, last):
+    frame = ux.sequence(INPUT, 1, mask=mask, loss_at="end")
+    expected = np.zeros(PADDED)
+    expected[last] = PADDED
+    np.testing.assert_array_equal(frame.weight, expected)
+    _, losses = run(lstm, PARAMS, frame)
+    real = np.ones(PADDED, bool) if mask is None else np.asarray(mask, bool)
+    logits = predictions(lstm, PARAMS, np.asarray(INPUT)[real])[0]
+    np.testing.assert_allclose(losses.mean(), nll(logits[-1], 1), rtol=1e-13)
+
+
+@pytest.mark.parametrize("loss_at", ["each", "end"])
+def test_a_sequence_without_a_real_step_has_no_weight(loss_at):
+    target = CLASSES if loss_at == "each" else 0
+    frame = ux.sequence(INPUT, target, mask=jnp.zeros(PADDED), loss_at=loss_at)
+    np.testing.assert_array_equal(frame.weight, np.zeros(PADDED))
+
+
+@pytest.mark.parametrize(("mask", "weight"), [(None, [1] * 5), (MASK, [5 / 3, 5 / 3, 5 / 3, 0, 0])])
+def test_weights_make_the_mean_over_all_steps_the_mean_over_real_ones(mask, weight):
+    frame = ux.sequence({"a": INPUT}, CLASSES, mask=mask)
+    np.testing.assert_allclose(frame.weight, weight, rtol=1e-15)
+    assert frame.mask.dtype == bool
+    assert frame.target is CLASSES
+
+
+def test_sequences_are_mapped_over_examples_and_batched():
+    inputs, masks = jax.random.normal(KEY, (2, PADDED, 2)), jnp.stack([MASK, ~MASK])
+    frames = jax.vmap(lambda x, y, m: ux.sequence(x, y, mask=m, loss_at="end"))(inputs, jnp.array([0, 2]), masks)
+    data = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), frames)
+    _, losses = run(ux.batched(lstm, 2), PARAMS, data)
+    ends = [predictions(lstm, PARAMS, inputs[i][masks[i]])[0][-1] for i in range(2)]
+    np.testing.assert_allclose(losses.mean(), (nll(ends[0], 0) + nll(ends[1], 2)) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_predict_is_what_unroll_compares_with_the_targets(make):
+    net = ux.recurrent(make(2, 4), ux.Dense(4, 3), ux.squared_error)
+    params = net.params(KEY)
+    predicted = net.predict(params, INPUT)
+    np.testing.assert_allclose(predicted, predictions(net, params, INPUT)[0], rtol=1e-13)
+    np.testing.assert_allclose(run(net, params, ux.sequence(INPUT, predicted))[1], np.zeros(PADDED), atol=1e-30)
+    np.testing.assert_allclose(run(net, params, ux.sequence(INPUT, predicted + 2.0))[1], np.full(PADDED, 4), rtol=1e-12)
+
+
+def test_predictions_after_a_masked_step_come_from_the_state_before_it():
+    mask = jnp.array([True, False, True, True, False])
+    predicted = lstm.predict(PARAMS, INPUT, mask)
+    np.testing.assert_allclose(predicted[mask], predictions(lstm, PARAMS, INPUT[mask])[0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("make", CELLS)
+def test_gradients_agree_with_finite_differences(make):
+    net = ux.recurrent(make(1, 2), ux.Dense(2, 1), ux.squared_error)
+    data = ux.sequence(INPUT[:, :1], jnp.sin(INPUT[:, :1]), mask=MASK)
+    flat, unravel = jax.flatten_util.ravel_pytree(net.params(KEY))
+    loss = jax.jit(lambda vector: run(net, unravel(vector), data)[1].mean())
+    estimator = ux.BPTT(net, horizon=PADDED)
+    params = unravel(flat)
+    grad = jax.flatten_util.ravel_pytree(estimator.estimate(params, estimator.init(KEY, params), data)[1].grad)[0]
+    step = 1e-6 * np.eye(len(flat))
+    numeric = [(loss(flat + e) - loss(flat - e)) / 2e-6 for e in step]
+    np.testing.assert_allclose(grad, numeric, rtol=1e-6, atol=1e-9)
+
+
+def test_encode_is_applied_before_the_cell_in_training_and_in_prediction():
+    tokens = jnp.array([1, 0, 1, 1, 0])
+    encode = partial(jax.nn.one_hot, num_classes=2)
+    net = ux.recurrent(ux.LSTMCell(2, 4), ux.Dense(4, 3), encode=encode)
+    coded, plain = ux.sequence(tokens, CLASSES), ux.sequence(encode(tokens), CLASSES)
+    np.testing.assert_array_equal(run(net, PARAMS, coded)[1], run(lstm, PARAMS, plain)[1])
+    np.testing.assert_array_equal(net.predict(PARAMS, tokens), lstm.predict(PARAMS, encode(tokens)))
+
+
+def test_losses_are_what_they_say():
+    logits = jnp.array([0.5, -1.0, 2.0])
+    np.testing.assert_allclose(ux.cross_entropy(logits, 1), nll(np.asarray(logits), 1), rtol=1e-14)
+    np.testing.assert_allclose(ux.cross_entropy(logits + 1e4, 2), nll(np.asarray(logits), 2), rtol=1e-10)
+    np.testing.assert_allclose(ux.squared_error(logits, jnp.array([0.5, 0.0, 0.0])), 5 / 3, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "got"),
+    [
+        (2, {}, r"got int64\[\]"),
+        (CLASSES[:4], {}, r"got int64\[4\]\. For one target at the end pass it without a time axis"),
+        (CLASSES, {"mask": jnp.ones(4)}, r"got bool\[4\]"),
+        (2, {"mask": jnp.ones(4), "loss_at": "end"}, r"got bool\[4\]"),
+    ],
+)
+def test_leaves_of_other_lengths_are_named(target, options, got):
+    with pytest.raises(
+        ux.StructureError, match=rf"^sequence: input, target and mask must have the same 5 steps, {got}"
+    ):
+        ux.sequence(INPUT, target, **options)
+
+
+def test_a_second_input_of_another_length_is_named():
+    with pytest.raises(ux.StructureError, match=r"must have the same 5 steps, got float64\[3,2\]"):
+        ux.sequence({"a": INPUT, "b": INPUT[:3]}, CLASSES)
+
+
+def test_another_place_for_the_loss_is_named():
+    with pytest.raises(ux.InvalidArgument, match=r"^sequence: loss_at must be 'each' or 'end', got 'start'\."):
+        ux.sequence(INPUT, CLASSES, loss_at="start")
