@@ -10,7 +10,7 @@ import pytest
 import unrollax as ux
 from unrollax import testing
 from unrollax._tree import is_inexact
-from unrollax.estimators import _backprop, _evolution, _forward
+from unrollax.estimators import _antithetic, _backprop, _forward
 from unrollax.testing import checks_for
 
 
@@ -112,7 +112,7 @@ def late(left, window, horizon):
 
 
 def own_rule(rule):
-    return member(_evolution._Evolution, _rule=rule, traits=ux.PES.traits)
+    return member(_antithetic.Antithetic, _rule=rule, traits=ux.PES.traits)
 
 
 def fresh_credit(self, reset, draw, kept):
@@ -142,7 +142,7 @@ def multiplied_reset(self, reset, draw, kept):
 
 def fresh_perturbation(self, reset, draw, kept):
     """NRES that perturbs with new noise but credits the old."""
-    held = _evolution.where(reset, draw(), kept)
+    held = _antithetic.where(reset, draw(), kept)
     return draw(), held, held
 
 
@@ -153,7 +153,7 @@ def unperturbed_start(self, keys, twins, state):
 
 def separate_twin_keys(self, twins, inner, data, keys):
     def run(params, inner, key):
-        return _evolution.window_loss("mutant", self.system, params, inner, data, key, self.window)
+        return _antithetic.window_loss("mutant", self.system, params, inner, data, key, self.window)
 
     both = jax.vmap(lambda key: jax.random.split(key))(keys)
     return jax.vmap(jax.vmap(run))(twins, inner, both)
@@ -230,10 +230,10 @@ def test_the_kit_kills(name):
     assert caught(make, check), f"{check} let it live: {name}"
 
 
-@pytest.mark.parametrize("module", [_evolution, _backprop, _forward])
+@pytest.mark.parametrize("module", [_antithetic, _backprop, _forward])
 @pytest.mark.parametrize("tick", [never_reset, late])
 def test_the_kit_kills_a_wrong_clock(module, tick, monkeypatch):
-    make = {_evolution: pes, _backprop: tbptt, _forward: forward}[module]
+    make = {_antithetic: pes, _backprop: tbptt, _forward: forward}[module]
     monkeypatch.setattr(module, "tick", tick)
     assert caught(make, "mean_is_exact")
 
