@@ -42,16 +42,22 @@ def imports(tree, module):
 
 
 @functools.cache
-def imported_at_once(module):
-    """What importing a module imports, through all of its own: not what its functions import when called."""
+def named_at_once(module):
+    """What a module's own lines import when it is imported: not what its functions import when called."""
     tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
-    named = set(imports([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], module))
-    found = set(named)
-    for each in named:
-        parts = each.split(".")
-        for own in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
-            if own.split(".")[0] == "unrollax" and own != module and path_of(own).exists():
-                found |= {own} | imported_at_once(own)
+    return set(imports([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], module))
+
+
+def imported_at_once(module):
+    """What importing a module imports, through all of its own, packages around them included."""
+    found, waiting = set(), [module]
+    while waiting:
+        for each in named_at_once(waiting.pop()) - found:
+            found.add(each)
+            parts = each.split(".")
+            own = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} if parts[0] == "unrollax" else set()
+            waiting += [name for name in own if name != module and path_of(name).exists()]
+            found |= {name for name in own if path_of(name).exists()}
     return found
 
 
