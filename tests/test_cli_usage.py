@@ -1,5 +1,8 @@
-"""Every wrong argument is answered with one line that says what to do, and exit code 2."""
+"""Arguments: a wrong one is answered with one line and exit code 2, and a right one means what it says."""
 
+import dataclasses
+import io
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
+import unrollax as ux
+from unrollax.cli import _target
 from unrollax.cli._app import app
+from unrollax.cli._config import ESTIMATORS, OPTIMIZERS, EstimatorConfig, resolve
+from unrollax.cli._progress import ProgressLine
 
 MINE = """
 import optax
@@ -112,6 +121,69 @@ def test_a_run_toml_that_cannot_be_used_says_why(toml, says):
     assert result.exit_code == 2
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_is_not_given_comes_from_the_targets_own_estimator():
+    net = ux.system(init=lambda key, params: params, step=lambda params, state, x, key: (state, params))
+    own = ux.NRES(net, std=0.2, window=2, horizon=8, pairs=6, stagger=True, sampler=jax.random.rademacher)
+    experiment = ux.Experiment(net, own, None, 1.0, None)
+
+    def make(**given):
+        return _target.make_estimator(EstimatorConfig(**given), experiment)
+
+    assert make(pairs=8) == dataclasses.replace(own, pairs=8)
+    assert make(name="pes", horizon=16) == ux.PES(net, 0.2, 2, 16, 6, True, jax.random.rademacher)
+    assert make(name="forward-gradient") == ux.ForwardGradient(net, 2, 8, 16, jax.random.rademacher)
+    assert make(name="tbptt", horizon=9).window == 3  # the next divisor from a quarter upwards
+    assert make(name="bptt") == ux.BPTT(net, 8)
+
+
+@pytest.mark.parametrize(("quiet", "variable", "live"), [(False, None, True), (False, "1", False), (True, None, False)])
+def test_a_terminal_gets_one_live_line_unless_no_color_is_set(quiet, variable, live, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if variable:
+        monkeypatch.setenv("NO_COLOR", variable)
+    with ProgressLine(quiet) as line:
+        assert line.live == live
+    assert ("\x1b" in terminal.getvalue()) == live
+
+
+def test_an_option_of_a_recipe_stands_above_the_run_toml_too():
+    nothing = {"estimator": {"name": None}, "optimizer": {}, "steps": None, "seed": None}
+    config = resolve("text", nothing, {"window": 10, "hidden": 2})
+    experiment = _target.load(config)
+    assert (experiment.estimator.window, experiment.estimator.horizon) == (10, 200)
+    Path("run.toml").write_text(tomli_w.dumps(_target.resolved(config, experiment).to_toml()))
+    again = _target.load(resolve("run.toml", nothing, {"window": 5}))
+    assert (again.estimator.window, again.estimator.horizon, again.steps) == (5, 100, 2000)
+
+
+def test_the_tables_of_names_agree_with_each_other_and_with_the_classes():
+    assert list(_target.CLASSES) == list(ESTIMATORS)
+    assert sorted(_target.MAKERS) == sorted(OPTIMIZERS)
+    for name, options in ESTIMATORS.items():
+        fields = {field.name for field in dataclasses.fields(_target.CLASSES[name])}
+        assert set(options) == fields & set(EstimatorConfig.model_fields), name
+    assert set(EstimatorConfig.model_fields) == {"name"}.union(*ESTIMATORS.values())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_has_a_learning_rate(optimizer):
+    params = jax.numpy.ones(3)
+    make = _target.MAKERS[optimizer]
+    for lr in (0.1, 0.2):
+        update, _ = make(lr).update(params, make(lr).init(params), params)
+        assert (update < 0).all()
+
+
+def test_recipes_say_what_can_be_set():
+    assert "sequential-digits" in command("recipes").stdout
+    assert "--set hidden=128" in command("recipes", "text").stdout
+    about = json.loads(command("recipes", "--json").stdout)
+    assert about["sequential-digits"]["options"]["rows"]["default"] is False
 
 
 def python(*arguments):

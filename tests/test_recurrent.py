@@ -180,3 +180,25 @@ def test_a_second_input_of_another_length_is_named():
 def test_another_place_for_the_loss_is_named():
     with pytest.raises(ux.InvalidArgument, match=r"^sequence: loss_at must be 'each' or 'end', got 'start'\."):
         ux.sequence(INPUT, CLASSES, loss_at="start")
+
+
+@pytest.mark.parametrize("loss", [ux.cross_entropy, ux.squared_error])
+def test_what_stands_in_a_padding_reaches_neither_loss_nor_gradient(loss):
+    """A label of -100 or a NaN is a usual padding, and 0 times NaN is NaN."""
+    classes = loss is ux.cross_entropy
+    net = ux.recurrent(ux.GRUCell(2, 3), ux.Dense(3, 2), loss)
+    params = net.params(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (5, 2))
+    targets = jnp.array([0, 1, 1, 0, 1]) if classes else jax.random.normal(jax.random.key(2), (5, 2))
+    mask = jnp.array([True, True, True, False, False])
+    spoilt = ux.sequence(
+        jnp.where(mask[:, None], inputs, jnp.nan),
+        jnp.where(mask, targets, -100) if classes else jnp.where(mask[:, None], targets, jnp.nan),
+        mask=mask,
+    )
+    estimates = []
+    for data in (ux.sequence(inputs, targets, mask=mask), spoilt):
+        bptt = ux.BPTT(net, 5)
+        estimates.append(bptt.estimate(params, bptt.init(jax.random.key(3), params), data)[1])
+    jax.tree.map(np.testing.assert_array_equal, estimates[1], estimates[0])
+    assert np.isfinite(estimates[1].loss)

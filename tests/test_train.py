@@ -283,7 +283,8 @@ def test_data_that_are_no_windows_are_named(data, got):
 @pytest.mark.parametrize(
     ("estimator", "optimizer", "message"),
     [
-        (net, ADAM, r"fit: estimator must have init and estimate, got FunctionSystem\. Pass an estimator such as"),
+        (net, ADAM, r"fit: estimator must have init and estimate, got FunctionSystem\. Pass one such as"),
+        (ux.PES, ADAM, r"fit: estimator must have init and estimate, got the class PES\."),
         (tbptt, 0.1, r"fit: optimizer must have init and update, got float\. Pass an optax optimizer such as"),
         (tbptt, optax.adam, r"fit: optimizer must have init and update, got function\."),
     ],

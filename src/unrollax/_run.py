@@ -41,11 +41,12 @@ class RunFolder:
             else:
                 return cls(parent / f"{name}-{number}")
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write `run.toml`, from which the run can be repeated."""
+    def write_config(self, config: Mapping[str, Any], *notes: str) -> None:
+        """Write `run.toml`, from which the run can be repeated, headed by notes as comments."""
         import tomli_w
 
-        (self.path / "run.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+        head = "".join(f"# {note}\n" for note in notes)
+        (self.path / "run.toml").write_text(head + tomli_w.dumps(config), encoding="utf-8")
 
     def write_environment(self) -> dict[str, Any]:
         """Write `env.json`: versions, devices and the variables that change results, by a list of what is allowed."""

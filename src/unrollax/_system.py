@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from unrollax._check import check_counts, check_key
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe, leaves_with_names, strong
 from unrollax._types import Data, Key, Params, State, System
@@ -113,7 +114,9 @@ def unroll(
         >>> losses
         Array([ 0., 10., 30., 60.], dtype=float32)
     """
-    return unroll_for("unroll", system, params, state, data, key, steps)
+    if steps is not None:
+        check_counts("unroll", steps=steps)
+    return unroll_for("unroll", system, params, state, data, check_key("unroll", key), steps)
 
 
 def unroll_for(

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from unrollax._check import check_counts, check_params
 from unrollax._errors import Diverged, InvalidArgument, StructureError
-from unrollax._estimate import check_counts, check_params
 from unrollax._tree import Static, all_finite, combine, is_inexact, leaves_with_names, partition, strong
 from unrollax._types import Data, GradientEstimator, Key, Params, Scalar, State
 from unrollax._value import static, value
@@ -244,16 +244,12 @@ def _clock(seconds: float) -> str:
 
 def _check_parts(estimator: Any, optimizer: Any) -> None:
     for owner, part, names, remedy in (
-        (
-            "estimator",
-            estimator,
-            ("init", "estimate"),
-            "Pass an estimator such as unrollax.PES(system, ...).",
-        ),
+        ("estimator", estimator, ("init", "estimate"), "Pass one such as unrollax.PES(system, ...)."),
         ("optimizer", optimizer, ("init", "update"), "Pass an optax optimizer such as optax.adam(1e-3)."),
     ):
-        if not all(callable(getattr(part, name, None)) for name in names):
-            raise InvalidArgument(f"fit: {owner} must have {' and '.join(names)}, got {type(part).__name__}. {remedy}")
+        if isinstance(part, type) or not all(callable(getattr(part, name, None)) for name in names):
+            got = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
+            raise InvalidArgument(f"fit: {owner} must have {' and '.join(names)}, got {got}. {remedy}")
 
 
 def _run(training: Training, feed: Any, state: TrainState, count: int, size: int) -> tuple[TrainState, Metrics]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax._estimate import check_counts
+from unrollax._check import check_counts
 from unrollax._system import as_system
 from unrollax._types import Key, Params, State, System
 from unrollax._value import static, value

@@ -135,11 +135,11 @@ def _window(window: int | None, horizon: int | None) -> int | None:
 
 
 def resolved(config: RunConfig, experiment: Experiment) -> RunConfig:
-    """Return the configuration with everything filled in that can be written down."""
-    name, own = name_of(experiment.estimator), experiment.estimator
+    """Return the configuration with the steps, and all numbers of an estimator that was named, filled in."""
+    name, own = config.estimator.name, experiment.estimator
     config = config.model_copy(update={"steps": config.steps or experiment.steps})
-    if name is None or (not config.estimator.name and is_file_target(config.target)):
-        return config  # the target's own estimator may hold more than names and numbers
+    if name is None:
+        return config  # the target's own estimator follows its options, also those set when the run is repeated
     return config.model_copy(
         update={"estimator": EstimatorConfig(name=name, **{k: getattr(own, k) for k in ESTIMATORS[name]})}
     )

@@ -66,7 +66,8 @@ class _Run:
 
     def go(self) -> int:
         """Train, then write parameters, report and result; also what there is of them when the run ends early."""
-        self.folder.write_config(self.config.to_toml())
+        notes = ("Repeat it: unrollax train, and the path of this file.", f"Estimator: {self.experiment.estimator}")
+        self.folder.write_config(self.config.to_toml(), *notes)
         environment = self.folder.write_environment()
         failure = self._fit()
         self.folder.save(self.params)
@@ -165,7 +166,7 @@ class _Run:
             curves.append(Curve("Gradient", "norm of the estimate", steps, norms))
         summary = {name.replace("_", " "): item for name, item in self._result().items() if item is not None}
         tables = {
-            "Configuration": _flat(self.config.to_toml()),
+            "Configuration": {**_flat(self.config.to_toml()), "estimator": self.experiment.estimator},
             "Environment": _flat(environment),
         }
         page = render(

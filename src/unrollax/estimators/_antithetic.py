@@ -15,22 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrollax._check import check_counts, check_key, check_params, check_window
 from unrollax._errors import InvalidArgument
-from unrollax._estimate import (
-    Info,
-    Noise,
-    Sampler,
-    check_counts,
-    check_key,
-    check_params,
-    check_window,
-    draw_noise,
-    name_of,
-    share_nonfinite,
-    tick,
-    weigh,
-    window_loss,
-)
+from unrollax._estimate import Info, Noise, Sampler, draw_noise, name_of, share_nonfinite, tick, weigh, window_loss
 from unrollax._sample import normal
 from unrollax._system import as_system
 from unrollax._tree import strong, where

@@ -8,17 +8,8 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._estimate import (
-    Info,
-    check_counts,
-    check_key,
-    check_params,
-    check_window,
-    name_of,
-    share_nonfinite,
-    tick,
-    window_loss,
-)
+from unrollax._check import check_counts, check_key, check_params, check_window
+from unrollax._estimate import Info, name_of, share_nonfinite, tick, window_loss
 from unrollax._system import as_system
 from unrollax._tree import strong
 from unrollax._types import Data, Estimate, Key, Params, Scalar, State, System, Traits

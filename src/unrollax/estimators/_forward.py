@@ -8,19 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._estimate import (
-    Info,
-    Sampler,
-    check_counts,
-    check_key,
-    check_params,
-    check_window,
-    draw_noise,
-    share_nonfinite,
-    tick,
-    weigh,
-    window_loss,
-)
+from unrollax._check import check_counts, check_key, check_params, check_window
+from unrollax._estimate import Info, Sampler, draw_noise, share_nonfinite, tick, weigh, window_loss
 from unrollax._sample import normal
 from unrollax._system import as_system
 from unrollax._tree import is_inexact, strong

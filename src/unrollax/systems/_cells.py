@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument
-from unrollax._estimate import check_counts, name_of
+from unrollax._estimate import name_of
 from unrollax._types import Key
 from unrollax._value import static, value
 

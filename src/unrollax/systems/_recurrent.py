@@ -145,7 +145,8 @@ class Recurrent:
         """Advance by one frame, and return its weighted loss."""
         del key
         after, output = self._advance(params, state, x.input, x.mask)
-        return after, x.weight * self.loss(self.readout.apply(params["readout"], output), x.target)
+        target = _blank(x.weight == 0, x.target)
+        return after, x.weight * self.loss(self.readout.apply(params["readout"], output), target)
 
     def predict(self, params: dict[str, Params], inputs: Any, mask: Any = None) -> Any:
         """Return the predictions for one sequence, leaves `[T, ...]`; `jax.vmap` it for many."""
@@ -159,8 +160,13 @@ class Recurrent:
         return jax.lax.scan(body, self.cell.init(params["cell"]), (inputs, mask))[1]
 
     def _advance(self, params: dict[str, Params], state: State, input: Any, mask: jax.Array) -> tuple[State, jax.Array]:
-        after, output = self.cell.step(params["cell"], state, self.encode(input))
+        after, output = self.cell.step(params["cell"], state, self.encode(_blank(~mask, input)))
         return where(mask, after, state), output
+
+
+def _blank(flag: jax.Array, tree: Any) -> Any:
+    """Put zeros where nothing counts: 0 times the NaN or the -100 of a padding would be NaN."""
+    return where(flag, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
 def recurrent(
