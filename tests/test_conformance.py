@@ -11,6 +11,7 @@ ESTIMATORS = {
     "TBPTT": lambda system, **time: ux.TBPTT(system, **time),
     "ES": lambda system, **time: ux.ES(system, **NOISE, **time),
     "PES": lambda system, **time: ux.PES(system, **NOISE, **time),
+    "PES-chunked": lambda system, **time: ux.PES(system, **NOISE, **time, chunk=3),
     "NRES": lambda system, **time: ux.NRES(system, **NOISE, **time),
     "ESSingle": lambda system, **time: ux.ESSingle(system, **NOISE, **time),
     "ForwardGradient": lambda system, **time: ux.ForwardGradient(system, directions=4, **time),

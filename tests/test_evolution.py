@@ -234,3 +234,29 @@ def test_noise_is_kept_as_long_as_the_rule_says(make):
     changed = np.diff(states.noise, axis=0) != 0  # between windows, [5, pairs]
     own_resets = np.array([[False, False], [False, True], [True, False], [False, False], [False, True]])
     np.testing.assert_array_equal(changed, np.ones((5, 2)) if make is ux.PES else own_resets)
+
+
+@members
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+def test_pairs_give_the_same_estimate_in_chunks_of_any_size(make, chunk):
+    whole = make(net, STD, 3, 6, pairs=5, chunk=5)
+    data = jax.random.normal(KEY, (3,))
+    state, expected = whole.estimate(THETA, whole.init(KEY, THETA), data)
+    got = replace(whole, chunk=chunk).estimate(THETA, whole.init(KEY, THETA), data)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), got[1], expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), got[0].inner, state.inner)
+
+
+def test_the_chunk_of_a_cpu_is_what_its_cache_holds(monkeypatch):
+    from unrollax.estimators import _antithetic
+
+    particles = {"w": jnp.zeros((64, 1024)), "key": jax.random.split(KEY, 64)}  # 8 KiB and a key each
+    assert _antithetic._pairs_in_cache(particles) == 2**20 // (2 * (8192 + 8))
+    assert _antithetic._pairs_in_cache({"w": jnp.zeros((2, 2**20))}) == _antithetic.FEWEST
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _antithetic._pairs_in_cache(particles) > 64
+
+
+def test_a_chunk_is_a_positive_number():
+    with pytest.raises(ux.InvalidArgument, match="PES: chunk must be a positive whole number, got chunk=0"):
+        ux.PES(net, STD, 3, 6, chunk=0)

@@ -26,6 +26,10 @@ from unrollax._value import static, value
 
 Draw = Callable[[], Noise]
 
+CACHE = 2**20  # bytes of parameters and states that run at once on a CPU: half of what a core's L2 usually holds
+FEWEST = 4  # pairs, below which products are too small to be fast
+NO_LIMIT = 2**31
+
 
 class EvolutionState(NamedTuple):
     """What the next window needs.
@@ -54,11 +58,12 @@ class Antithetic(abc.ABC):
     pairs: int = static(default=32)
     stagger: bool = static(default=False)
     sampler: Sampler = static(default=normal)
+    chunk: int | None = static(default=None)
 
     def __post_init__(self) -> None:
         owner = name_of(self)
         check_window(owner, self.window, self.horizon)
-        check_counts(owner, pairs=self.pairs)
+        check_counts(owner, pairs=self.pairs, chunk=1 if self.chunk is None else self.chunk)
         if self.stagger and self.horizon is None:
             raise InvalidArgument(
                 f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon."
@@ -121,8 +126,13 @@ class Antithetic(abc.ABC):
         def run(params: Params, inner: State, key: Key) -> tuple[Scalar, State]:
             return window_loss(name_of(self), self.system, params, inner, data, key, self.window)
 
-        # One axis for all particles: XLA's batched products are faster so.
-        losses, after = jax.vmap(run)(_merge(twins), _merge(inner), jnp.repeat(keys, 2))
+        # One axis for all particles, which XLA's batched products like, in chunks that stay in cache.
+        flat = (_merge(twins), _merge(inner), jnp.repeat(keys, 2))
+        chunk = 2 * (self.chunk or _pairs_in_cache(flat[:2]))
+        if chunk >= 2 * self.pairs:
+            losses, after = jax.vmap(run)(*flat)
+        else:
+            losses, after = jax.lax.map(lambda particle: run(*particle), flat, batch_size=chunk)
         return losses.reshape(-1, 2), _split(after)
 
     def _axes(self) -> tuple[int, ...]:
@@ -137,6 +147,14 @@ class Antithetic(abc.ABC):
 
     def _no_noise(self, params: Params) -> Noise:
         return jax.tree.map(lambda p: jnp.zeros((self.pairs, *p.shape), p.dtype), params)
+
+
+def _pairs_in_cache(particles: Any) -> int:
+    """Return how many pairs to run at once: on a CPU what its cache holds, elsewhere all of them."""
+    if jax.default_backend() != "cpu":
+        return NO_LIMIT
+    sizes = (leaf.size * leaf.dtype.itemsize // leaf.shape[0] for leaf in jax.tree.leaves(particles))
+    return max(FEWEST, CACHE // (2 * max(1, sum(sizes))))
 
 
 def _spread(tree: Any, axes: tuple[int, ...]) -> Any:

@@ -44,6 +44,8 @@ class ES(Antithetic):
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
         sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
@@ -107,6 +109,8 @@ class PES(Antithetic):
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
         sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
@@ -155,6 +159,8 @@ class NRES(_HeldNoise):
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon, as the paper does.
         sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
