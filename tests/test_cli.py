@@ -206,7 +206,7 @@ def test_the_users_exception_is_shown_with_the_users_frames_only(target, says, w
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize(("target", "code", "updates"), [("bad_evaluate", 3, 4), ("short", 2, 2)])
+@pytest.mark.parametrize(("target", "code", "updates"), [("bad_evaluate", 3, 4), ("short", 2, 3)])
 def test_what_was_trained_before_an_error_is_kept(target, code, updates):
     stderr = train(f"mine.py:{target}", "-q", "--out", "r", code=code).stderr
     assert stderr.endswith(f"The parameters of update {updates} are in r.\n")
@@ -282,7 +282,7 @@ def test_a_folder_that_holds_something_is_left_alone():
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     stderr = train("mine.py:experiment", "--out", "full", code=2).stderr
-    assert stderr == "unrollax: run: out must be a new or empty folder, got full. Choose another, or remove it.\n"
+    assert stderr == "unrollax: --out must be a new or empty folder, got full. Choose another, or remove it.\n"
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
     train("mine.py:experiment", "--out", "mine.py", code=2)
     Path("empty").mkdir()
@@ -294,3 +294,36 @@ def test_a_folder_that_cannot_be_made_is_answered_with_one_line():
     assert stderr == "unrollax: can't write mine.py/r: Not a directory.\n"
     Path("runs").write_text("in the way")
     assert train("mine.py:experiment", code=1).stderr == "unrollax: can't write runs: File exists.\n"
+
+
+def test_an_exception_in_a_module_beside_the_users_file_is_the_users_too():
+    Path("helper.py").write_text("def step(params, state, x, key):\n    raise KeyError('lost')\n")
+    Path("outer.py").write_text(MINE + "\nimport helper\n\ndef outer():\n    return with_system(helper.step)\n")
+    stderr = train("outer.py:outer", "-q", "--out", "r", code=3).stderr
+    files = [line for line in stderr.splitlines() if line.startswith("  File ")]
+    assert "helper.py" in files[-1]
+    assert "KeyError: 'lost'" in stderr
+    assert not Path("r").exists(), "a run without an update frees its name"
+
+
+def test_resets_inside_an_episode_are_refused():
+    stderr = train("mine.py:experiment", "--estimator", "tbptt", "--horizon", 4, "--window", 2, code=2).stderr
+    assert "horizon must be the length of the target's episodes, 8, got horizon=4" in stderr
+
+
+def test_a_value_that_prints_on_many_lines_leaves_a_readable_run_toml():
+    Path("wide.py").write_text(
+        MINE
+        + """
+@ux.value
+class Wide:
+    table: dict
+    def init(self, key, params):
+        return jnp.zeros(2)
+    def step(self, params, state, x, key):
+        return step(params, state, x + self.table["a"].sum(), key)
+wide = experiment._replace(estimator=ux.BPTT(Wide({"a": jnp.ones((5, 8)), "b": jnp.ones((3, 3))}), 8), steps=2)
+"""
+    )
+    train("wide.py:wide", "-q", "--out", "r")
+    train("r/run.toml", "-q", "--out", "again")

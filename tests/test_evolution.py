@@ -260,3 +260,29 @@ def test_the_chunk_of_a_cpu_is_what_its_cache_holds(monkeypatch):
 def test_a_chunk_is_a_positive_number():
     with pytest.raises(ux.InvalidArgument, match="PES: chunk must be a positive whole number, got chunk=0"):
         ux.PES(net, STD, 3, 6, chunk=0)
+
+
+def test_windows_without_a_reset_do_not_run_init():
+    runs = []
+
+    def init(key, params):
+        jax.debug.callback(lambda: runs.append(1))
+        return jnp.zeros(())
+
+    for make in MEMBERS:
+        es = make(ux.system(init=init, step=step), STD, 2, 6, pairs=2)
+        state = es.init(KEY, THETA)
+        counts = []
+        for _ in range(4):
+            jax.effects_barrier()
+            runs.clear()
+            state, _estimate = jax.jit(es.estimate)(THETA, state, jnp.ones(2))
+            jax.effects_barrier()
+            counts.append(bool(runs))
+        assert counts == [True, False, False, True]
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, "0.1"])
+def test_a_std_that_is_no_positive_number_is_refused(std):
+    with pytest.raises(ux.InvalidArgument, match="PES: std must be a positive number, got std="):
+        ux.PES(net, std, 3, 6)

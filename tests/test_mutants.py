@@ -94,6 +94,10 @@ def loss_of_each_pair(self, before, after, estimate):
     return after, estimate._replace(loss=jnp.stack([estimate.loss]))
 
 
+def seven_times_the_loss(self, before, after, estimate):
+    return after, estimate._replace(loss=7 * estimate.loss)
+
+
 def rolled_by_host(self, before, after, estimate):
     calls.append(1)
     return after, estimate._replace(loss=estimate.loss + len(calls))
@@ -123,7 +127,7 @@ def fresh_credit(self, reset, draw, kept):
 def last_window_fresh(self, reset, draw, kept):
     """The bug of a well-known public code: the window that ends an episode is credited with its own noise only."""
     fresh = draw()
-    total = jax.tree.map(lambda k, z: jnp.where(reset[:, None], z, z + k), kept, fresh)
+    _, total, _ = ux.PES._rule(self, reset, lambda: fresh, kept)
     last = jax.tree.map(lambda k: jnp.broadcast_to(jnp.abs(k).max() > 1.5, k.shape), total)
     return fresh, jax.tree.map(jnp.where, last, fresh, total), total
 
@@ -195,6 +199,7 @@ MUTANTS = {
     "the gradient is normalised": (tampered(unit_length), "scale_equivariance"),
     "the loss depends on the old state": (tampered(poison_kept), "reset_forgets"),
     "the loss is no scalar": (tampered(loss_of_each_pair), "state_is_a_fixed_point"),
+    "the loss is seven times too large": (tampered(seven_times_the_loss), "loss_is_the_mean"),
     "the host keeps count": (tampered(rolled_by_host), "resume_is_bitwise"),
     "only this window's noise is credited": (lambda s, **t: pes(s, cls=own_rule(fresh_credit), **t), "mean_is_exact"),
     "the last window is credited with its noise": (
@@ -228,6 +233,23 @@ def caught(make, name):
 def test_the_kit_kills(name):
     make, check = MUTANTS[name]
     assert caught(make, check), f"{check} let it live: {name}"
+
+
+def same_key_for_all_leaves(sampler, key, count, params):
+    return jax.tree.map(lambda p: sampler(key, (count, *p.shape), p.dtype), params)
+
+
+def noise_on_one_leaf(sampler, key, count, params):
+    leaves, treedef = jax.tree.flatten(same_key_for_all_leaves(sampler, key, count, params))
+    return jax.tree.unflatten(treedef, [leaves[0], *(jnp.zeros_like(leaf) for leaf in leaves[1:])])
+
+
+@pytest.mark.parametrize(
+    ("draw", "check"), [(same_key_for_all_leaves, "keys_advance"), (noise_on_one_leaf, "mean_is_exact")]
+)
+def test_the_kit_kills_noise_that_leaves_share(draw, check, monkeypatch):
+    monkeypatch.setattr(_antithetic, "draw_noise", draw)
+    assert caught(pes, check)
 
 
 @pytest.mark.parametrize("module", [_antithetic, _backprop, _forward])

@@ -202,3 +202,9 @@ def test_what_stands_in_a_padding_reaches_neither_loss_nor_gradient(loss):
         estimates.append(bptt.estimate(params, bptt.init(jax.random.key(3), params), data)[1])
     jax.tree.map(np.testing.assert_array_equal, estimates[1], estimates[0])
     assert np.isfinite(estimates[1].loss)
+
+
+@pytest.mark.parametrize("dtype", [bool, int, float])
+def test_a_mask_of_any_numbers_means_the_same(dtype):
+    inputs = jax.random.normal(KEY, (PADDED, 2))
+    np.testing.assert_array_equal(lstm.predict(PARAMS, inputs, MASK.astype(dtype)), lstm.predict(PARAMS, inputs, MASK))

@@ -303,3 +303,16 @@ def test_every_error_is_an_unrollax_error_and_a_builtin_one():
     assert issubclass(ux.StructureError, TypeError)
     assert issubclass(ux.Diverged, ux.UnrollaxError)
     assert issubclass(ux.Diverged, ArithmeticError)
+
+
+@pytest.mark.parametrize(
+    ("step", "got"),
+    [
+        (lambda p, s, x, k: s, r"float64\[\]"),
+        (lambda p, s, x, k: (s, s, s), "3 parts"),
+        (lambda p, s, x, k: {"a": s}, "dict"),
+    ],
+)
+def test_a_step_that_returns_no_pair_is_told_so(step, got):
+    with pytest.raises(ux.StructureError, match=rf"unroll: step must return \(state, loss\), got {got}\. Return both"):
+        ux.unroll(ux.system(init=None, step=step), 1.0, 1.0, None, jax.random.key(0), steps=2)

@@ -300,3 +300,30 @@ def test_parameters_that_cannot_be_trained_are_named(params, leaf):
         ux.StructureError, match=rf"^Training: params leaf {leaf} must be real floating numbers, got int64"
     ):
         run(tbptt, ADAM, params, waves, steps=1)
+
+
+def test_updates_before_an_iterable_ends_are_observed():
+    seen = []
+
+    def observe(progress):
+        seen.append(progress)
+
+    with pytest.raises(ux.InvalidArgument, match="got 5 for steps=7"):
+        ux.fit(tbptt, ADAM, PARAMS, windows(5), key=KEY, steps=7, every=2, observe=observe)
+    assert [progress.step for progress in seen] == [2, 4]
+
+
+def test_a_system_may_hold_a_size():
+    @ux.value
+    class Sized:
+        size: int
+
+        def init(self, key, params):
+            return jnp.zeros(self.size)
+
+        def step(self, params, state, x, key):
+            state = state + params
+            return state, (state**2).sum()
+
+    run = ux.fit(ux.BPTT(Sized(3), 2), ADAM, 0.5, None, key=KEY, steps=2)
+    assert run.metrics.loss.shape == (2,)

@@ -25,13 +25,22 @@ def quadratic(scale: float = 1.0) -> FunctionSystem:
     into = jnp.array([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]])
 
     def init(key: Key, params: Params) -> State:
-        return into @ (params + 1)
+        return into @ (vector(params) + 1)
 
     def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
-        state = across @ state + into @ params + x
-        return state, scale * (0.5 * (state**2).sum() + params @ state[:2])
+        state = across @ state + into @ vector(params) + x
+        return state, scale * (0.5 * (state**2).sum() + vector(params) @ state[:2])
 
     return system(init=init, step=step)
+
+
+def clock() -> FunctionSystem:
+    """Return a system whose loss is its data."""
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        return state, x + 0 * vector(params).sum()
+
+    return system(init=lambda *_: jnp.zeros(()), step=step)
 
 
 def noise_only() -> FunctionSystem:
@@ -75,8 +84,17 @@ def mixed() -> FunctionSystem:
     return system(init=init, step=step)
 
 
-PARAMS = np.array([0.4, -0.7])
 MIXED = {"a": np.float64(0.3), "inner": [jnp.full(3, 0.2, jnp.bfloat16), None]}
+
+
+def start() -> dict[str, jax.Array]:
+    """Return the parameters of the checks: two leaves, told apart by their rank, so that leaves can't be mixed up."""
+    return {"a": jnp.array([0.4]), "b": jnp.array([[-0.7]])}
+
+
+def vector(params: Params) -> jax.Array:
+    """Return parameters or a gradient as one vector, `[SIZE]`."""
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
 
 
 def some_data(windows: int) -> np.ndarray:
@@ -91,15 +109,25 @@ class Signs:
     index: int = static()
 
     def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Return +1 or -1 for each draw and parameter, `[draws, SIZE]`."""
-        bits = np.arange(shape[0])[:, None] >> (self.index * SIZE + np.arange(SIZE))
+        """Return +1 or -1 for each draw; the leaf of rank r is parameter number r - 1."""
+        bits = np.arange(shape[0]) >> (self.index * SIZE + len(shape) - 2)
         return jnp.asarray(1 - 2 * (bits & 1), dtype).reshape(shape)
+
+
+def count_of(estimator: Any) -> str | None:
+    """Return the field that holds an estimator's number of draws, `None` if it has no such field."""
+    return next((name for name in ("pairs", "directions") if has_field(estimator, name)), None)
+
+
+def has_field(estimator: Any, name: str) -> bool:
+    """Whether `dataclasses.replace` can change a field."""
+    return dataclasses.is_dataclass(estimator) and name in {field.name for field in dataclasses.fields(estimator)}
 
 
 def enumerated(estimator: Any, windows: int) -> list[Any] | None:
     """Return an estimator for each window, so that their draws run through all sign patterns; `None` if it can't be."""
-    count = next((name for name in ("pairs", "directions") if hasattr(estimator, name)), None)
-    if count is None or not hasattr(estimator, "sampler"):
+    count = count_of(estimator)
+    if count is None or not has_field(estimator, "sampler"):
         return None
     draws = 2 ** (SIZE * windows)
     return [dataclasses.replace(estimator, **{count: draws}, sampler=Signs(index)) for index in range(windows)]
@@ -125,7 +153,7 @@ def run(estimators: list[Any], params: Params, data: Data, key: Key) -> tuple[li
 
 def mean_grad(estimates: list[Estimate]) -> np.ndarray:
     """Return the mean of the windows' gradients."""
-    return np.mean([np.asarray(estimate.grad) for estimate in estimates], axis=0)
+    return np.mean([np.asarray(vector(estimate.grad)) for estimate in estimates], axis=0)
 
 
 def analytic(system: System, window: int | None, data: np.ndarray) -> np.ndarray:
@@ -140,7 +168,7 @@ def analytic(system: System, window: int | None, data: np.ndarray) -> np.ndarray
             losses.append(loss)
         return jnp.stack(losses).mean()
 
-    return np.asarray(jax.grad(total)(jnp.asarray(PARAMS)))
+    return np.asarray(vector(jax.grad(total)(start())))
 
 
 def close(what: str, got: Any, expected: Any, tolerance: float) -> None:
@@ -164,7 +192,7 @@ def recorder(record: list[tuple[int, bytes]]) -> FunctionSystem:
 
     def init(key: Key, params: Params) -> State:
         jax.debug.callback(note, -1, jax.random.key_data(key))
-        return jnp.zeros((), jnp.int32), params.sum()
+        return jnp.zeros((), jnp.int32), vector(params).sum()
 
     def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
         now, total = state

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from unrollax._checkpoint import save_params
 from unrollax._errors import InvalidArgument
 
 PACKAGES = ("unrollax", "jax", "jaxlib", "optax", "numpy")
@@ -22,7 +22,7 @@ class RunFolder:
     """A folder with `run.toml`, `env.json`, `metrics.jsonl`, `params.safetensors` and `report.html`."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if is_taken(path):
             raise InvalidArgument(f"run: out must be a new or empty folder, got {path}. Choose another, or remove it.")
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -45,7 +45,7 @@ class RunFolder:
         """Write `run.toml`, from which the run can be repeated, headed by notes as comments."""
         import tomli_w
 
-        head = "".join(f"# {note}\n" for note in notes)
+        head = "".join(f"# {' '.join(note.split())}\n" for note in notes)
         (self.path / "run.toml").write_text(head + tomli_w.dumps(config), encoding="utf-8")
 
     def write_environment(self) -> dict[str, Any]:
@@ -61,11 +61,28 @@ class RunFolder:
 
     def save(self, params: Any) -> None:
         """Write `params.safetensors`."""
+        from unrollax._checkpoint import save_params  # brings JAX, which a refused folder need not wait for
+
         save_params(self.path / "params.safetensors", params)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that never made an update, so that its name is free again."""
+        self.close()
+        shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Close `metrics.jsonl`."""
         os.close(self._records)
+
+
+def is_taken(path: Path) -> bool:
+    """Whether a path is there already and no empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, on which results can depend in the last digit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plain(item: Any) -> Any:
@@ -82,7 +99,7 @@ def describe_environment() -> dict[str, Any]:
 
     return {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
-        "platform": {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count()},
+        "platform": {"system": platform.system(), "machine": platform.machine(), "cores": _cores()},
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

@@ -130,12 +130,21 @@ def unroll_for(
     def body(carry: State, now: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
         row, step_key = now
         seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
-        after, loss = system.step(params, carry, jax.tree.unflatten(treedef, seen), step_key)
-        after = strong(after)
+        returned = system.step(params, carry, jax.tree.unflatten(treedef, seen), step_key)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise StructureError(f"{owner}: step must return (state, loss), got {_kind(returned)}. Return both.")
+        after, loss = strong(returned[0]), returned[1]
         _check_state(owner, carry, after)
         return after, _check_loss(owner, loss)
 
     return jax.lax.scan(body, strong(state), (moving, jax.random.split(key, steps)))
+
+
+def _kind(returned: Any) -> str:
+    """Say what a step returned that is no pair."""
+    if isinstance(returned, tuple):
+        return f"{len(returned)} parts"
+    return describe(returned) if jax.tree_util.all_leaves([returned]) else type(returned).__name__
 
 
 def _is_repeat(leaf: Any) -> bool:

@@ -61,7 +61,7 @@ class Progress(NamedTuple):
         done: updates made so far in this call.
         metrics: `Metrics` of NumPy arrays, `[updates of the block, ...]`.
         state: the `TrainState`; its buffers are reused by the next block, so copy what you keep.
-        seconds: wall time of the updates so far in this call.
+        seconds: wall time of the updates so far in this call, without what `observe` took.
         compile_seconds: wall time of compilation, which `seconds` leaves out.
     """
 
@@ -183,7 +183,8 @@ def fit(
         optimizer: any `optax.GradientTransformation`.
         params: the parameters to start from; they are copied.
         data: a callable of the update's number (a traced int32, counted from 0 over all calls) that returns a window; or
-            an iterable of windows, made on the host, which continues where it stands; or `None` for systems without data.
+            an iterable of windows, made on the host (to continue a run, pass an iterator that stands where it ended); or
+            `None` for systems without data.
         key: a PRNG key; all randomness comes from it.
         steps: updates to make in this call.
         every: updates between two calls of `observe`, and to a dispatch.
@@ -209,23 +210,26 @@ def fit(
     _check_parts(estimator, optimizer)
     training = Training(estimator, optimizer)
     state = training.init(key, params) if state is None else jax.tree.map(jnp.copy, state)
+    every = min(every, steps)
     feeds = _feeds(data, every, steps)
-    feed, start, collected = next(feeds), int(state.step), []
+    feed, start, seconds = next(feeds), int(state.step), 0.0
+    collected: list[Metrics] = []
     began = time.perf_counter()
     state, _ = jax.block_until_ready(_run(training, feed, state, 0, every))  # compiles, and makes no update
-    compile_seconds, began = time.perf_counter() - began, time.perf_counter()
+    compile_seconds = time.perf_counter() - began
     for done in range(0, steps, every):
-        count = min(every, steps - done)
+        count, began = min(every, steps - done), time.perf_counter()
         state, metrics = _run(training, feed, state, count, every)
-        upcoming = next(feeds, feed)  # gathered on the host while the device works
+        upcoming = _gather(feeds, feed)  # on the host, while the device works
         metrics = jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], metrics)
+        seconds += time.perf_counter() - began
         _raise_if_diverged(metrics, feed, start + done)
         collected.append(metrics)
         if observe is not None:
-            seconds = time.perf_counter() - began
-            observe(
-                Progress(start + done + count, start + steps, done + count, metrics, state, seconds, compile_seconds)
-            )
+            now = done + count
+            observe(Progress(start + now, start + steps, now, metrics, state, seconds, compile_seconds))
+        if isinstance(upcoming, Exception):
+            raise upcoming
         feed = upcoming
     return Fit(state, jax.tree.map(lambda *parts: np.concatenate(parts), *collected))
 
@@ -292,6 +296,14 @@ def _feeds(data: Any, every: int, steps: int) -> Iterator[_Traced | _Stacked]:
                 "Pass a longer iterable, or a callable of the update's number."
             )
         yield _Stacked(_stack(block + block[-1:] * (every - count)))
+
+
+def _gather(feeds: Iterator[_Traced | _Stacked], last: _Traced | _Stacked) -> _Traced | _Stacked | Exception:
+    """Return the next block's feed, or the error of making it: the block under way is observed before it is raised."""
+    try:
+        return next(feeds, last)
+    except Exception as error:
+        return error
 
 
 def _no_data(step: Any) -> None:

@@ -70,10 +70,11 @@ class Static(NamedTuple):
 
 
 def partition(tree: Any) -> tuple[list[Any], Static]:
-    """Split a tree into its numbers, which may be traced, and all else, which may not."""
+    """Split a tree into what can be traced and what must stay: Python's whole numbers too, as they may be shapes."""
     leaves, treedef = jax.tree.flatten(tree)
-    arrays = [leaf if is_numeric(leaf) else None for leaf in leaves]
-    others = tuple(None if is_numeric(leaf) else leaf for leaf in leaves)
+    moves = [is_numeric(leaf) and not isinstance(leaf, (bool, int)) for leaf in leaves]
+    arrays = [leaf if move else None for leaf, move in zip(leaves, moves, strict=True)]
+    others = tuple(None if move else leaf for leaf, move in zip(leaves, moves, strict=True))
     return arrays, Static(treedef, others)
 
 

@@ -9,11 +9,13 @@
 An entry makes an estimator for a system, a window and a horizon (an estimator with a `window` of its own, such as BPTT, may
 ignore the one given). One that draws noise should have the fields `sampler` and `pairs` or `directions`: the kit then
 replaces chance by all sign patterns and compares means to 1e-9; without them it falls back on a statistical test (|z| < 5).
+Make it without staggered resets: the kit expects all of an estimator to start anew when a horizon is over.
 
 | check | oracle |
 |---|---|
 | `check_mean_is_exact` | all Rademacher sign patterns on a quadratic system, against the analytic gradient |
 | `check_window_is_horizon` | the limit: a window as long as the horizon leaves nothing out |
+| `check_loss_is_the_mean` | a system whose losses are its data |
 | `check_common_random_numbers` | a loss that is pure noise has gradient exactly 0 |
 | `check_state_is_a_fixed_point` | structure, shapes, dtypes, weak types, on arbitrary pytrees |
 | `check_traces_once` | the number of traces over windows and rebuilt values |
@@ -39,13 +41,15 @@ import numpy as np
 from unrollax._kit import (
     HORIZON,
     MIXED,
-    PARAMS,
     WINDOW,
     WINDOWS,
     analytic,
+    clock,
     close,
+    count_of,
     enumerated,
     equal,
+    has_field,
     length,
     mean_grad,
     mixed,
@@ -57,6 +61,8 @@ from unrollax._kit import (
     shard,
     signature,
     some_data,
+    start,
+    vector,
 )
 from unrollax._tree import from_arrays, is_inexact, leaves_with_names, to_arrays
 from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, State
@@ -77,7 +83,7 @@ def parametrize_with_checks(cases: Mapping[str, Make], *, expected_failures: Map
         >>> from unrollax import BPTT
         >>> mark = parametrize_with_checks({"BPTT": lambda system, *, window, horizon: BPTT(system, horizon)})
         >>> len(mark.args[1])
-        10
+        11
     """
     import pytest
 
@@ -118,7 +124,7 @@ def _check_mean(make: Make, window: int) -> None:
     every = enumerated(estimator, windows)
     if every is None:
         return _check_mean_by_chance(estimator, windows, data, expected)
-    _, estimates = run(every + every, jnp.asarray(PARAMS), np.concatenate([data, data]), jax.random.key(1))
+    _, estimates = run(every + every, start(), np.concatenate([data, data]), jax.random.key(1))
     for name, part in (("first", estimates[:windows]), ("second", estimates[windows:])):
         close(f"mean gradient over the {name} episode", mean_grad(part), expected, 1e-9)
     return None
@@ -126,10 +132,10 @@ def _check_mean(make: Make, window: int) -> None:
 
 def _check_mean_by_chance(estimator: Any, windows: int, data: np.ndarray, expected: np.ndarray) -> None:
     def two_episodes(key: Key) -> jax.Array:
-        state, grads = estimator.init(key, jnp.asarray(PARAMS)), []
+        state, grads = estimator.init(key, start()), []
         for piece in [*np.split(data, windows)] * 2:
-            state, estimate = estimator.estimate(jnp.asarray(PARAMS), state, piece)
-            grads.append(estimate.grad)
+            state, estimate = estimator.estimate(start(), state, piece)
+            grads.append(vector(estimate.grad))
         return jnp.stack([jnp.stack(grads[:windows]).mean(0), jnp.stack(grads[windows:]).mean(0)])
 
     grads = np.asarray(jax.jit(jax.vmap(two_episodes))(jax.random.split(jax.random.key(1), 4096)))
@@ -156,7 +162,7 @@ def check_window_is_horizon(make: Make) -> None:
         return _check_mean_by_chance(estimator, 1, data, expected)
     close(
         "mean gradient",
-        mean_grad(run(every, jnp.asarray(PARAMS), data, jax.random.key(1))[1]),
+        mean_grad(run(every, start(), data, jax.random.key(1))[1]),
         expected,
         1e-9,
     )
@@ -164,11 +170,20 @@ def check_window_is_horizon(make: Make) -> None:
 
 
 @in_float64
+def check_loss_is_the_mean(make: Make) -> None:
+    """The loss of an estimate is the mean step loss of its window."""
+    estimator = make(clock(), window=WINDOW, horizon=HORIZON)
+    data, size = np.arange(float(HORIZON)), length(estimator)
+    for index, estimate in enumerate(run([estimator] * (HORIZON // size), start(), data, jax.random.key(2))[1]):
+        close("loss", estimate.loss, data[index * size : (index + 1) * size].mean(), 1e-12)
+
+
+@in_float64
 def check_common_random_numbers(make: Make) -> None:
     """A loss that is all noise has gradient exactly 0: what is compared shares every random number."""
     estimator = make(noise_only(), window=WINDOW, horizon=HORIZON)
-    for estimate in run([estimator] * 4, jnp.asarray(PARAMS), None, jax.random.key(2))[1]:
-        assert (np.asarray(estimate.grad) == 0).all(), f"a loss of pure noise gave the gradient {estimate.grad}"
+    for estimate in run([estimator] * 4, start(), None, jax.random.key(2))[1]:
+        assert (vector(estimate.grad) == 0).all(), f"a loss of pure noise gave the gradient {estimate.grad}"
 
 
 @in_float64
@@ -206,9 +221,9 @@ def check_traces_once(make: Make) -> None:
         jax.tree.map(lambda number: number * 1.5, first),
         make(body, window=WINDOW, horizon=HORIZON),
     ):
-        state = estimator.init(jax.random.key(4), jnp.asarray(PARAMS))
+        state = estimator.init(jax.random.key(4), start())
         for scale in (1.0, 2.0):
-            state, _ = estimate(estimator, scale * jnp.asarray(PARAMS), state, data)
+            state, _ = estimate(estimator, jax.tree.map(lambda leaf, by=scale: by * leaf, start()), state, data)
     assert count == 1, f"estimate was traced {count} times over windows and rebuilt values"
 
 
@@ -218,15 +233,15 @@ def check_keys_advance(make: Make) -> None:
     steps: list[tuple[int, bytes]] = []
     draws: list[bytes] = []
     estimator: Any = make(recorder(steps), window=WINDOW, horizon=HORIZON)
-    if hasattr(estimator, "sampler"):
+    if has_field(estimator, "sampler"):
         estimator = dataclasses.replace(estimator, sampler=recording(estimator.sampler, draws))
-    state = estimator.init(jax.random.key(5), jnp.asarray(PARAMS))
+    state = estimator.init(jax.random.key(5), start())
     jax.effects_barrier()
     steps.clear()
     seen: set[bytes] = set()
     call = jax.jit(estimator.estimate)
     for _ in range(2 * WINDOWS):
-        state, _estimate = call(jnp.asarray(PARAMS), state, None)
+        state, _estimate = call(start(), state, None)
         jax.effects_barrier()
         times = defaultdict(set)
         for now, key in steps:
@@ -248,7 +263,7 @@ def check_reset_forgets(make: Make) -> None:
     """NaN in every float of the state at the end of a horizon leaves no trace in the next one."""
     estimator = make(quadratic(), window=WINDOW, horizon=HORIZON)
     windows = HORIZON // length(estimator)
-    data, params = some_data(WINDOWS), jnp.asarray(PARAMS)
+    data, params = some_data(WINDOWS), start()
     state = run([estimator] * windows, params, data, jax.random.key(6))[0][-1]
     poisoned = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if is_inexact(leaf) else leaf, state)
     call = jax.jit(estimator.estimate)
@@ -263,7 +278,7 @@ def check_reset_forgets(make: Make) -> None:
 def check_resume_is_bitwise(make: Make) -> None:
     """A state that was written out as plain arrays and read back goes on with the same bits."""
     estimator = make(quadratic(), window=WINDOW, horizon=HORIZON)
-    data, params = some_data(WINDOWS), jnp.asarray(PARAMS)
+    data, params = some_data(WINDOWS), start()
     piece, call = data[: length(estimator)], jax.jit(estimator.estimate)
     state, _ = call(params, estimator.init(jax.random.key(7), params), piece)
     restored = from_arrays(state, to_arrays(state))
@@ -283,15 +298,15 @@ def check_sharding_invariance(make: Make) -> None:
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 before jax is imported."
         )
     estimator: Any = make(batched(quadratic(), devices), window=WINDOW, horizon=HORIZON)
-    for name in ("pairs", "directions"):
-        if hasattr(estimator, name):
-            estimator = dataclasses.replace(estimator, **{name: devices})
+    count = count_of(estimator)
+    if count is not None:
+        estimator = dataclasses.replace(estimator, **{count: devices})
     data = np.random.default_rng(0).normal(size=(length(estimator), devices, 3))
-    params, call = jnp.asarray(PARAMS), jax.jit(estimator.estimate)
+    params, call = start(), jax.jit(estimator.estimate)
     state, _ = call(params, estimator.init(jax.random.key(9), params), data)
     _, alone = call(params, state, data)
     _, spread = call(params, jax.tree.map(shard, state), data)
-    close("gradient", spread.grad, alone.grad, 1e-12)
+    close("gradient", vector(spread.grad), vector(alone.grad), 1e-12)
     close("loss", spread.loss, alone.loss, 1e-12)
 
 
@@ -302,14 +317,15 @@ def check_scale_equivariance(make: Make) -> None:
     for scale in (1.0, 3.0):
         estimator = make(quadratic(scale), window=WINDOW, horizon=HORIZON)
         windows = HORIZON // length(estimator)
-        estimates = run([estimator] * windows, jnp.asarray(PARAMS), some_data(WINDOWS), jax.random.key(10))[1]
-        grads.append(np.stack([estimate.grad for estimate in estimates]))
+        estimates = run([estimator] * windows, start(), some_data(WINDOWS), jax.random.key(10))[1]
+        grads.append(np.stack([vector(estimate.grad) for estimate in estimates]))
     close("gradient of three times the loss", grads[1], 3 * grads[0], 1e-9)
 
 
 CHECKS: tuple[Check, ...] = (
     check_mean_is_exact,
     check_window_is_horizon,
+    check_loss_is_the_mean,
     check_common_random_numbers,
     check_state_is_a_fixed_point,
     check_traces_once,

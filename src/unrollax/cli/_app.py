@@ -65,6 +65,7 @@ def train(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a target and write a run folder with its metrics, parameters and a report."""
+    from unrollax._run import is_taken
     from unrollax.cli._config import UsageError, parse_set, resolve
 
     given: dict[str, Any] = {
@@ -80,6 +81,8 @@ def train(
         "steps": steps,
         "seed": seed,
     }
+    if out is not None and is_taken(out):
+        fail(f"--out must be a new or empty folder, got {out}. Choose another, or remove it.")
     try:
         config = resolve(target, given, parse_set(set_ or []))
     except UsageError as error:

@@ -16,7 +16,7 @@ import optax
 
 from unrollax import estimators
 from unrollax._errors import InvalidArgument, nearest
-from unrollax._experiment import Experiment
+from unrollax._experiment import Episodes, Experiment
 from unrollax._types import GradientEstimator
 from unrollax.cli._config import ESTIMATORS, EstimatorConfig, OptimizerConfig, RunConfig, find_recipe, is_file_target
 
@@ -48,15 +48,31 @@ def load(config: RunConfig) -> Experiment:
     experiment = _from_file(config) if is_file_target(config.target) else _from_recipe(config)
     if config.estimator.model_dump(exclude_none=True):
         experiment = experiment._replace(estimator=make_estimator(config.estimator, experiment))
+    _check_horizon(experiment)
     if config.optimizer.model_dump(exclude_none=True):
         experiment = experiment._replace(optimizer=make_optimizer(config.optimizer))
     return experiment
 
 
+def _check_horizon(experiment: Experiment) -> None:
+    """Refuse resets that fall into the middle of an episode."""
+    horizon = getattr(experiment.estimator, "horizon", None)
+    if isinstance(experiment.data, Episodes) and horizon != experiment.data.horizon:
+        raise InvalidArgument(
+            f"horizon must be the length of the target's episodes, {experiment.data.horizon}, got horizon={horizon}. "
+            "Leave --horizon out, and choose a --window that divides it."
+        )
+
+
 def _from_recipe(config: RunConfig) -> Experiment:
     recipe = find_recipe(config.target)
     build = importlib.import_module(recipe.module).build
-    experiment: Experiment = build(recipe.options(**config.options), config.seed, config.steps)
+    try:
+        experiment: Experiment = build(recipe.options(**config.options), config.seed, config.steps)
+    except ModuleNotFoundError as error:
+        raise InvalidArgument(
+            f"{config.target} needs {error.name}. Install it with: pip install 'unrollax[recipes]'"
+        ) from error
     return experiment
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import sysconfig
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,7 @@ class _Run:
             return Failure(f"interrupted. The parameters of {self._when()} are in {self.folder.path}.", INTERRUPTED)
         except Exception as error:
             if self.last is None:
+                self.folder.discard()
                 raise
             message, code = _explain(self.config, error)
             return Failure(f"{message}\nThe parameters of {self._when()} are in {self.folder.path}.", code)
@@ -130,6 +132,7 @@ class _Run:
             )
         for name, score in scores.items():
             self.scores.setdefault(name, []).append((step, float(score)))
+        self.folder.save(self.params)  # for those who can't wait for the end, or don't reach it
         return scores
 
     def _result(self) -> dict[str, Any]:
@@ -208,18 +211,23 @@ def _say(failure: Failure) -> int:
 
 
 def _explain(config: RunConfig, error: Exception) -> Failure:
-    """Cut an error's traceback to the user's file; an error that never passed it is ours and is shown whole."""
+    """Cut an error's traceback to the user's files; an error that never passed them is ours and is shown whole."""
     if isinstance(error, InvalidArgument):
         return Failure(str(error), USAGE)
     if isinstance(error, StructureError):
         return Failure(str(error), SYSTEM)
-    frames = []
-    if is_file_target(config.target):
-        path = Path(config.target.rpartition(":")[0]).resolve()
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
-    if frames or (isinstance(error, SyntaxError) and error.filename):
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if is_file_target(config.target) and (frames or (isinstance(error, SyntaxError) and error.filename)):
         says = "".join(traceback.format_exception_only(error)).partition("\n----")[0]  # then JAX speaks of its frames
         return Failure(f"{config.target} raised\n{''.join(traceback.format_list(frames))}{says}".rstrip(), SYSTEM)
     if isinstance(error, OSError) and error.strerror:
         return Failure(f"can't write {error.filename or 'the run folder'}: {error.strerror}.", 1)
     raise error
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither ours, nor Python's, nor an installed package's."""
+    path = Path(filename).resolve()
+    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    others = [Path(__file__).parents[1], *map(Path, installed)]
+    return path.is_file() and not any(path.is_relative_to(other.resolve()) for other in others)

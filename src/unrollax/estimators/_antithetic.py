@@ -64,6 +64,9 @@ class Antithetic(abc.ABC):
         owner = name_of(self)
         check_window(owner, self.window, self.horizon)
         check_counts(owner, pairs=self.pairs, chunk=1 if self.chunk is None else self.chunk)
+        std: Any = self.std  # an array, a tracer or a placeholder when JAX rebuilds the value
+        if isinstance(std, str) or (isinstance(std, float) and not std > 0):
+            raise InvalidArgument(f"{owner}: std must be a positive number, got std={std!r}.")
         if self.stagger and self.horizon is None:
             raise InvalidArgument(
                 f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon."

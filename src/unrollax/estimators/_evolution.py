@@ -79,11 +79,14 @@ class ES(Antithetic):
     def _carry(self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key) -> State:
         """Advance the unperturbed trajectories; where the twins came to is forgotten."""
 
-        def advance(left: jax.Array, inner: State, start: Key, key: Key) -> State:
-            inner = where(left <= 0, strong(self.system.init(start, params)), inner)
+        def advance(inner: State, key: Key) -> State:
             return window_loss(name_of(self), self.system, params, inner, data, key, self.window)[1]
 
-        return jax.vmap(advance)(state.left, state.inner, starts, keys)
+        def fresh() -> State:
+            new = jax.vmap(lambda key: strong(self.system.init(key, params)))(starts)
+            return where(state.left <= 0, new, state.inner)
+
+        return jax.vmap(advance)(jax.lax.cond((state.left <= 0).any(), fresh, lambda: state.inner), keys)
 
     def _no_noise(self, params: Params) -> Noise:
         return None

@@ -160,6 +160,7 @@ class Recurrent:
         return jax.lax.scan(body, self.cell.init(params["cell"]), (inputs, mask))[1]
 
     def _advance(self, params: dict[str, Params], state: State, input: Any, mask: jax.Array) -> tuple[State, jax.Array]:
+        mask = jnp.asarray(mask).astype(bool)
         after, output = self.cell.step(params["cell"], state, self.encode(_blank(~mask, input)))
         return where(mask, after, state), output
 
