@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,8 @@ import numpy as np
 import optax
 
 from unrollax._check import check_counts, check_params
-from unrollax._errors import Diverged, InvalidArgument, StructureError
+from unrollax._errors import Diverged, InvalidArgument
+from unrollax._feed import Stacked, Traced, feeds_of, gather
 from unrollax._tree import Static, all_finite, combine, is_inexact, leaves_with_names, partition, strong
 from unrollax._types import Data, GradientEstimator, Key, Params, Scalar, State
 from unrollax._value import static, value
@@ -130,37 +130,6 @@ class Training:
         return TrainState(state.step + 1, params, estimator, optimizer), metrics
 
 
-@value
-class _Traced:
-    """Data made inside the compiled loop, from the number of the update."""
-
-    data: Callable[[Any], Data]
-
-    def window(self, step: Scalar, index: Scalar) -> Data:
-        """Return the window of one update."""
-        del index
-        try:
-            return self.data(step)
-        except jax.errors.JAXTypeError as error:
-            raise StructureError(
-                "fit: data(step) must be traceable by JAX, where step is a traced int32, got an error of tracing (above). "
-                "Use jax.numpy with fixed sizes in it (step + jnp.arange(window), not jnp.arange(step, step + window)), or "
-                "pass an iterable of windows made on the host."
-            ) from error
-
-
-@value
-class _Stacked:
-    """A block of windows from the host, leaves `[every, window, ...]`."""
-
-    windows: Data
-
-    def window(self, step: Scalar, index: Scalar) -> Data:
-        """Return the window of one update."""
-        del step
-        return jax.tree.map(lambda leaf: leaf[index], self.windows)
-
-
 def fit(
     estimator: GradientEstimator,
     optimizer: optax.GradientTransformation,
@@ -211,7 +180,7 @@ def fit(
     training = Training(estimator, optimizer)
     state = training.init(key, params) if state is None else jax.tree.map(jnp.copy, state)
     every = min(every, steps)
-    feeds = _feeds(data, every, steps)
+    feeds = feeds_of(data, every, steps)
     feed, start, seconds = next(feeds), int(state.step), 0.0
     collected: list[Metrics] = []
     began = time.perf_counter()
@@ -220,7 +189,7 @@ def fit(
     for done in range(0, steps, every):
         count, began = min(every, steps - done), time.perf_counter()
         state, metrics = _run(training, feed, state, count, every)
-        upcoming = _gather(feeds, feed)  # on the host, while the device works
+        upcoming = gather(feeds, feed)  # on the host, while the device works
         metrics = jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], metrics)
         seconds += time.perf_counter() - began
         _raise_if_diverged(metrics, feed, start + done)
@@ -277,50 +246,7 @@ def _block(arrays: list[Any], rest: Static, state: TrainState, count: Any, size:
     return jax.lax.fori_loop(0, count, update, (state, empty))
 
 
-def _feeds(data: Any, every: int, steps: int) -> Iterator[_Traced | _Stacked]:
-    """Yield what each block reads its windows from."""
-    if data is None or callable(data):
-        yield from itertools.repeat(_Traced(data or _no_data))
-    if not isinstance(data, Iterable) or isinstance(data, (dict, str)):
-        raise InvalidArgument(
-            f"fit: data must be a callable of the update's number or an iterable of windows, got {type(data).__name__}. "
-            "For the same window in every update pass lambda step: window."
-        )
-    windows = iter(data)
-    for done in range(0, steps, every):
-        count = min(every, steps - done)
-        block = list(itertools.islice(windows, count))
-        if len(block) < count:
-            raise InvalidArgument(
-                f"fit: data must hold one window for each update, got {done + len(block)} for steps={steps}. "
-                "Pass a longer iterable, or a callable of the update's number."
-            )
-        yield _Stacked(_stack(block + block[-1:] * (every - count)))
-
-
-def _gather(feeds: Iterator[_Traced | _Stacked], last: _Traced | _Stacked) -> _Traced | _Stacked | Exception:
-    """Return the next block's feed, or the error of making it: the block under way is observed before it is raised."""
-    try:
-        return next(feeds, last)
-    except Exception as error:
-        return error
-
-
-def _no_data(step: Any) -> None:
-    del step
-
-
-def _stack(windows: list[Data]) -> Data:
-    try:
-        return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *windows)
-    except ValueError as error:
-        raise StructureError(
-            f"fit: all windows of the data must have the same structure and shapes, got a difference: {error}. "
-            "Drop or pad the odd window."
-        ) from error
-
-
-def _raise_if_diverged(metrics: Metrics, feed: _Traced | _Stacked, done: int) -> None:
+def _raise_if_diverged(metrics: Metrics, feed: Traced | Stacked, done: int) -> None:
     if metrics.finite.all():
         return
     bad = int(np.argmin(metrics.finite))
@@ -335,7 +261,7 @@ def _raise_if_diverged(metrics: Metrics, feed: _Traced | _Stacked, done: int) ->
     )
 
 
-def _remedy(feed: _Traced | _Stacked, done: int, bad: int) -> str:
+def _remedy(feed: Traced | Stacked, done: int, bad: int) -> str:
     """Say what to do: mend the data if that window holds non-finite numbers, else tame the updates."""
     window = feed.window(jnp.int32(done + bad), jnp.int32(bad))
     named = leaves_with_names(window)
