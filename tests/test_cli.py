@@ -327,3 +327,4 @@ wide = experiment._replace(estimator=ux.BPTT(Wide({"a": jnp.ones((5, 8)), "b": j
     )
     train("wide.py:wide", "-q", "--out", "r")
     train("r/run.toml", "-q", "--out", "again")
+    assert Path("again/params.safetensors").read_bytes() == Path("r/params.safetensors").read_bytes()
