@@ -16,6 +16,7 @@ from ._train import Progress as Progress
 from ._train import Training as Training
 from ._train import TrainState as TrainState
 from ._train import fit as fit
+from ._types import Cost as Cost
 from ._types import Estimate as Estimate
 from ._types import GradientEstimator as GradientEstimator
 from ._types import System as System

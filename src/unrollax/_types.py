@@ -43,18 +43,37 @@ class Estimate(NamedTuple):
     info: Any = ()
 
 
+class Cost(NamedTuple):
+    """Passes of `window` steps through the system that one call makes, on average over a horizon.
+
+    Each is a formula in the estimator's fields, `params` (numbers in params) and `states` (floating numbers in the system's
+    state), such as `"2 * pairs"`. The test kit counts them.
+
+    Attributes:
+        forward: passes that run `step`.
+        jvp: passes that push one tangent through it.
+        vjp: passes that pull one cotangent back.
+    """
+
+    forward: str
+    jvp: str = "0"
+    vjp: str = "0"
+
+
 class Traits(NamedTuple):
-    """What an estimator estimates and what it needs of a system; the test kit and the docs read it.
+    """What an estimator estimates, what it needs of a system and what it costs; the test kit and the docs read it.
 
     Attributes:
         target: what the mean of the estimates over a horizon equals: `exact`, the gradient of the mean step loss;
             `smoothed`, that of the loss under perturbed parameters; `truncated`, a gradient that leaves out what
             crosses windows; `pseudo`, a direction that is no gradient.
         needs: what `step` must support: `forward` (it is only run), `jvp` or `vjp`.
+        cost: passes through the system a call; `None` if it is not known beforehand.
     """
 
     target: Literal["exact", "smoothed", "truncated", "pseudo"]
     needs: Literal["forward", "jvp", "vjp"]
+    cost: Cost | None = None
 
 
 @runtime_checkable
