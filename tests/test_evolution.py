@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import unrollax as ux
+from unrollax.estimators import _chunks
+from unrollax.testing import deal
 
 KEY = jax.random.key(6)
 MEMBERS = [ux.ES, ux.PES, ux.NRES]
@@ -28,7 +30,7 @@ THETA = np.array([0.7, -0.4])
 @jax.jit
 def estimate(estimator, table, params, state, data):
     """One window of an estimator that draws from a table of noise in units of std, `[pairs, ...]`."""
-    return replace(estimator, sampler=lambda key, shape, dtype: table.reshape(shape)).estimate(params, state, data)
+    return replace(estimator, sampler=deal(table.reshape(len(table), -1))).estimate(params, state, data)
 
 
 def in_numpy(s, theta, rows):
@@ -204,7 +206,7 @@ def test_the_share_of_particles_that_leave_the_domain_is_reported(make):
     assert jnp.isnan(got.grad)
 
 
-def test_noise_is_drawn_for_each_leaf_with_a_key_shape_and_dtype_of_its_own():
+def test_noise_is_drawn_once_a_pair_for_all_leaves_in_the_widest_dtype():
     calls = []
 
     def sampler(key, shape, dtype):
@@ -215,11 +217,12 @@ def test_noise_is_drawn_for_each_leaf_with_a_key_shape_and_dtype_of_its_own():
     flat = ux.system(init=lambda key, p: 0.0, step=lambda p, s, x, key: (s, sum(leaf.sum() for leaf in p.values())))
     estimator = ux.NRES(flat, std=0.1, window=1, pairs=5, sampler=sampler)
     state, got = jax.jit(estimator.estimate)(params, estimator.init(KEY, params), None)
-    assert set(calls) == {((5, 2, 3), jnp.dtype("float32")), ((5,), jnp.dtype("float64"))}
-    assert not np.any(state.noise["a"] == state.noise["b"])
-    slopes = sum(np.asarray(z, float).reshape(5, -1).sum(1) for z in state.noise.values())
-    expected = jax.tree.map(lambda z: np.tensordot(slopes, np.asarray(z, float), 1) / 5, state.noise)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), got.grad, expected)
+    assert set(calls) == {((13,), jnp.dtype("float64"))}
+    assert len(np.unique(state.noise)) == 5 * 13
+    units = 0.1 * np.asarray(state.noise)
+    expected = units.sum(1) @ units / 5
+    got_vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(got.grad)])
+    np.testing.assert_allclose(got_vector, expected, rtol=1e-5, atol=2e-5)
     assert jax.tree.map(jnp.result_type, got.grad) == jax.tree.map(jnp.result_type, params)
 
 
@@ -231,7 +234,7 @@ def test_noise_is_kept_as_long_as_the_rule_says(make):
     if make is ux.ES:
         assert states.noise is None
         return
-    changed = np.diff(states.noise, axis=0) != 0  # between windows, [5, pairs]
+    changed = np.diff(states.noise[..., 0], axis=0) != 0  # between windows, [5, pairs]
     own_resets = np.array([[False, False], [False, True], [True, False], [False, False], [False, True]])
     np.testing.assert_array_equal(changed, np.ones((5, 2)) if make is ux.PES else own_resets)
 
@@ -248,13 +251,11 @@ def test_pairs_give_the_same_estimate_in_chunks_of_any_size(make, chunk):
 
 
 def test_the_chunk_of_a_cpu_is_what_its_cache_holds(monkeypatch):
-    from unrollax.estimators import _antithetic
-
-    particles = {"w": jnp.zeros((64, 1024)), "key": jax.random.split(KEY, 64)}  # 8 KiB and a key each
-    assert _antithetic._pairs_in_cache(particles) == 2**20 // (2 * (8192 + 8))
-    assert _antithetic._pairs_in_cache({"w": jnp.zeros((2, 2**20))}) == _antithetic.FEWEST
+    pair = {"w": jnp.zeros((2, 1024)), "key": jax.random.split(KEY, 2)}  # 8 KiB and a key for each twin
+    assert _chunks.pairs_in_cache(pair) == 2**20 // (2 * (8192 + 8))
+    assert _chunks.pairs_in_cache({"w": jnp.zeros((2, 2**20))}) == _chunks.FEWEST
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert _antithetic._pairs_in_cache(particles) > 64
+    assert _chunks.pairs_in_cache(pair) > 64
 
 
 def test_a_chunk_is_a_positive_number():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import unrollax as ux
+from unrollax.testing import deal
 
 KEY = jax.random.key(8)
 THETA = np.array([0.7, -0.4])
@@ -24,7 +25,7 @@ net = ux.system(init=lambda key, params: {"h": 0.5 * params[1], "n": 0}, step=st
 @jax.jit
 def estimate(estimator, table, params, state, data):
     """One window of an estimator that draws from a table, `[directions or pairs, ...]`."""
-    return replace(estimator, sampler=lambda key, shape, dtype: table.reshape(shape)).estimate(params, state, data)
+    return replace(estimator, sampler=deal(table)).estimate(params, state, data)
 
 
 def over_windows(estimator, tables, rows, count, params=THETA):
@@ -80,6 +81,66 @@ def test_nres_with_a_vanishing_std_is_the_forward_gradient_of_the_same_direction
         errors.append(max(np.abs(a.grad - b.grad).max() for a, b in zip(got, expected, strict=True)))
     assert errors[1] < 1e-7
     assert errors[0] / errors[1] > 1e3  # of second order in std
+
+
+def test_fresh_directions_are_credited_with_what_each_did_since_the_reset():
+    """With J_a the derivative of the mean loss so far by what the params were in window a: the literal sum."""
+    tables = np.random.default_rng(2).normal(size=(6, 2, 2))
+    _, got = over_windows(ux.ForwardGradient(net, 1, 3, directions=2, resample=True), tables, ROWS[:6], 6)
+
+    def losses(each, rows):  # the params of every window apart
+        state, out = net.init(None, each[0]), []
+        for params, x in zip(each, rows, strict=True):
+            state, loss = step(params, state, x, None)
+            out.append(loss)
+        return jnp.stack(out)
+
+    for episode in range(2):
+        here = slice(3 * episode, 3 * episode + 3)
+        slopes = np.asarray(jax.jacobian(losses)(jnp.tile(THETA, (3, 1)), ROWS[here]))  # [window, a, params]
+        for window, estimate_ in enumerate(got[here]):
+            expected = sum(
+                tables[here][: window + 1, d].sum(0) * (slopes[window] * tables[here][:, d]).sum() for d in range(2)
+            )
+            np.testing.assert_allclose(estimate_.grad, expected / 2, rtol=1e-11)
+
+
+def test_the_mean_over_all_signs_of_fresh_directions_is_the_exact_gradient():
+    signs = np.array(list(itertools.product([1.0, -1.0], repeat=4))).reshape(16, 2, 2)  # [draw, window, params]
+    estimator = ux.ForwardGradient(net, window=2, horizon=4, directions=16, resample=True)
+    _, estimates = over_windows(estimator, [*signs.swapaxes(0, 1)] * 2, np.tile(ROWS[:4], 2), 4)
+    expected = jax.jit(jax.grad(mean_loss), static_argnums=1)(THETA, 4)
+    for episode in (estimates[:2], estimates[2:]):
+        np.testing.assert_allclose(np.mean([e.grad for e in episode], axis=0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_pes_with_a_vanishing_std_is_the_forward_gradient_along_the_same_fresh_directions(window):
+    tables = np.random.default_rng(1).normal(size=(8 // window, 3, 2))
+    forward = ux.ForwardGradient(net, window=window, horizon=4, directions=3, resample=True)
+    _, expected = over_windows(forward, tables, ROWS, len(tables))
+    errors = []
+    for std in (1e-2, 1e-4):
+        _, got = over_windows(ux.PES(net, std=std, window=window, horizon=4, pairs=3), tables, ROWS, len(tables))
+        errors.append(max(np.abs(a.grad - b.grad).max() for a, b in zip(got, expected, strict=True)))
+    assert errors[1] < 1e-6
+    assert errors[0] / errors[1] > 1e3  # of second order in std
+
+
+def test_with_one_window_a_horizon_fresh_directions_are_those_of_the_reset():
+    runs = []
+    for resample in (False, True):
+        estimator = ux.ForwardGradient(net, window=4, horizon=4, directions=2, resample=resample)
+        scan = jax.jit(lambda s, e=estimator: jax.lax.scan(lambda s, x: e.estimate(THETA, s, x), s, ROWS.reshape(2, 4)))
+        runs.append(scan(estimator.init(KEY, THETA))[1].grad)
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-13)
+
+
+def test_resample_must_be_a_bool():
+    with pytest.raises(
+        ux.InvalidArgument, match=r"ForwardGradient: resample must be one of True, False, got resample=2"
+    ):
+        ux.ForwardGradient(net, window=1, resample=2)
 
 
 def test_directions_are_drawn_at_a_reset_and_kept_to_the_next():

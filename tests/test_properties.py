@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrollax as ux
+from unrollax.testing import deal
 
 HORIZON = 12
 seeds = st.integers(0, 2**16)
@@ -76,17 +77,15 @@ def test_truncation_loses_gradient_but_no_loss(seed, window):
     np.testing.assert_allclose(loss, whole, rtol=1e-12)
 
 
-def axes(key, shape, dtype):
-    return jnp.sqrt(3.0) * jnp.eye(*shape, dtype=dtype)
-
-
 @few
 @given(seed=seeds)
 def test_directions_that_span_the_space_give_the_whole_gradient(seed):
     """Averaged over the axes, times their number, v (dl/dv) is the gradient itself."""
 
     system = smooth(seed)
-    forward, _ = total(ux.ForwardGradient(system, 3, HORIZON, directions=3, sampler=axes), seed)
+    forward, _ = total(
+        ux.ForwardGradient(system, 3, HORIZON, directions=3, sampler=deal(np.sqrt(3.0) * np.eye(3))), seed
+    )
     exact, _ = total(ux.BPTT(system, HORIZON), seed)
     np.testing.assert_allclose(forward, exact, rtol=1e-9, atol=1e-12)
 

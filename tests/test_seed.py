@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import unrollax as ux
+from unrollax.testing import deal
 
 INPUTS, HIDDEN = 2, 3
 SIZES = [HIDDEN * INPUTS, HIDDEN * HIDDEN, HIDDEN, HIDDEN]
@@ -88,7 +89,7 @@ rnn = ux.system(init=lambda key, theta: jnp.asarray(S0), step=step)
 @jax.jit
 def estimate(estimator, table, theta, state, data):
     """One window of an estimator that draws from a table of noise in units of σ, `[N / 2, D]`."""
-    return replace(estimator, sampler=lambda key, shape, dtype: table.reshape(shape)).estimate(theta, state, data)
+    return replace(estimator, sampler=deal(table)).estimate(theta, state, data)
 
 
 @pytest.mark.parametrize(("algorithm", "make"), [(es, ux.ES), (pes, ux.PES)])

@@ -20,6 +20,13 @@ def check_counts(owner: str, **counts: Any) -> None:
             raise InvalidArgument(f"{owner}: {name} must be a positive whole number, got {name}={count!r}.")
 
 
+def check_choice(owner: str, name: str, got: Any, choices: tuple[Any, ...]) -> None:
+    """Raise unless a field is one of its choices."""
+    if not any(got is choice or got == choice for choice in choices):
+        known = ", ".join(map(repr, choices))
+        raise InvalidArgument(f"{owner}: {name} must be one of {known}, got {name}={got!r}.")
+
+
 def check_window(owner: str, window: int, horizon: int | None) -> None:
     """Raise unless `horizon` is a multiple of `window`, or `None` for an endless stream."""
     check_counts(owner, window=window)

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from unrollax._checkpointed import Memory
 from unrollax._system import unroll_for
+from unrollax._tree import ravel
 from unrollax._types import Data, Key, Params, Scalar, State, System
 
 Noise: TypeAlias = Any  # a tree like params, with leaves [count, ...]
-Sampler: TypeAlias = Callable[..., jax.Array]  # sampler(key, shape, dtype), of mean 0 and covariance I
+Sampler: TypeAlias = Callable[
+    ..., jax.Array
+]  # sampler(key, shape, dtype): mean 0, covariance I; called once a draw, for all params as one vector
 
 
 class Info(NamedTuple):
@@ -43,19 +47,32 @@ def tick(left: jax.Array, window: int, horizon: int | None) -> jax.Array:
 
 
 def window_loss(
-    owner: str, system: System, params: Params, state: State, data: Data, key: Key, window: int
+    owner: str,
+    system: System,
+    params: Params,
+    state: State,
+    data: Data,
+    key: Key,
+    window: int,
+    memory: Memory = "full",
 ) -> tuple[Scalar, State]:
-    """Return the mean step loss over one window and the state after it, in the order that `jax.grad(has_aux)` takes."""
-    state, losses = unroll_for(owner, system, params, state, data, key, window)
+    """Return the mean step loss over one window and the state after it, in the order that `jax.grad(has_aux)` takes.
+
+    `memory` is what a backward pass through it may take; see `BPTT`.
+    """
+    state, losses = unroll_for(owner, system, params, state, data, key, window, memory)
     return losses.mean(), state
 
 
+def draw_vector(sampler: Sampler, key: Key, like: jax.Array) -> jax.Array:
+    """Draw one noise for parameters that were raveled to the vector `like`."""
+    return sampler(key, like.shape, like.dtype).astype(like.dtype)
+
+
 def draw_noise(sampler: Sampler, key: Key, count: int, params: Params) -> Noise:
-    """Draw `count` noises: for each leaf of params an array `[count, ...]` of its dtype, from a key of its own."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    draws = [sampler(k, (count, *p.shape), p.dtype).astype(p.dtype) for k, p in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)
+    """Draw `count` noises, each from a key of its own: for each leaf of params an array `[count, ...]` of its dtype."""
+    vector, unravel = ravel(params)
+    return jax.vmap(lambda key: unravel(draw_vector(sampler, key, vector)))(jax.random.split(key, count))
 
 
 def weigh(weights: jax.Array, noise: Noise) -> Params:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrollax._count import mark
 from unrollax._system import FunctionSystem, system
 from unrollax._tree import leaves_with_names, to_arrays
 from unrollax._types import Data, Estimate, Key, Params, State, System
-from unrollax._value import static, value
 
 SIZE, WINDOW, WINDOWS = 2, 2, 3  # parameters, steps of a window, windows of a horizon: 2^6 sign patterns
 HORIZON = WINDOW * WINDOWS
@@ -32,6 +32,27 @@ def quadratic(scale: float = 1.0) -> FunctionSystem:
         return state, scale * (0.5 * (state**2).sum() + vector(params) @ state[:2])
 
     return system(init=init, step=step)
+
+
+def marked() -> FunctionSystem:
+    """Return `quadratic` with a mark in each step, for counting."""
+    plain = quadratic()
+
+    def step(params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+        state = state.at[0].set(mark(state[0] + 0 * vector(params).sum()))
+        return plain.step(params, state, x, key)
+
+    return system(init=plain.init, step=step)
+
+
+def documented(estimator: Any) -> dict[str, float]:
+    """Return the passes that an estimator's traits promise for a system with `SIZE` parameters and 3 states."""
+    names = {"params": SIZE, "states": 3, "min": min, "max": max}
+    fields = {f.name: getattr(estimator, f.name) for f in dataclasses.fields(estimator)}
+    for name in ("window", "horizon"):
+        fields[name] = getattr(estimator, name, None)
+    formulas = estimator.traits.cost._asdict()
+    return {kind: eval(text, {"__builtins__": {}}, {**fields, **names}) for kind, text in formulas.items()}
 
 
 def clock() -> FunctionSystem:
@@ -102,16 +123,26 @@ def some_data(windows: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(windows * WINDOW, 3))
 
 
-@value
-class Signs:
-    """A sampler that deals out all sign patterns: draw i has in window `index` the bits of i that belong to it."""
+def deal(rows: Any) -> Callable[..., jax.Array]:
+    """Return a sampler that gives row i of an array `[draws, numbers in params]` to draw i of a window."""
+    rows = jnp.asarray(rows)
 
-    index: int = static()
+    @jax.custom_batching.custom_vmap
+    def take(key: jax.Array) -> jax.Array:
+        return rows[0]
 
-    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Return +1 or -1 for each draw; the leaf of rank r is parameter number r - 1."""
-        bits = np.arange(shape[0]) >> (self.index * SIZE + len(shape) - 2)
-        return jnp.asarray(1 - 2 * (bits & 1), dtype).reshape(shape)
+    @take.def_vmap
+    def _(axis_size: int, in_batched: list[bool], key: jax.Array) -> tuple[jax.Array, bool]:
+        assert axis_size <= len(rows), f"the sampler was asked for {axis_size} draws, there are {len(rows)}"
+        return rows[:axis_size], True
+
+    return lambda key, shape, dtype: take(jax.random.key_data(key)).astype(dtype).reshape(shape)
+
+
+def signs(index: int, windows: int) -> np.ndarray:
+    """Return all sign patterns of `windows` windows as they are dealt out in window `index`, `[patterns, SIZE]`."""
+    bits = np.arange(2 ** (SIZE * windows))[:, None] >> (index * SIZE + np.arange(SIZE))
+    return 1.0 - 2 * (bits & 1)
 
 
 def count_of(estimator: Any) -> str | None:
@@ -124,13 +155,12 @@ def has_field(estimator: Any, name: str) -> bool:
     return dataclasses.is_dataclass(estimator) and name in {field.name for field in dataclasses.fields(estimator)}
 
 
-def enumerated(estimator: Any, windows: int) -> list[Any] | None:
-    """Return an estimator for each window, so that their draws run through all sign patterns; `None` if it can't be."""
-    count = count_of(estimator)
-    if count is None or not has_field(estimator, "sampler"):
+def enumerated(estimator: Any, windows: int) -> np.ndarray | None:
+    """Return all sign patterns as the draws of each window, `[windows, draws, SIZE]`; `None` if they can't be dealt."""
+    chunked = getattr(estimator, "chunk", None) or getattr(estimator, "noise", None) == "regenerated"
+    if count_of(estimator) is None or not has_field(estimator, "sampler") or chunked:
         return None
-    draws = 2 ** (SIZE * windows)
-    return [dataclasses.replace(estimator, **{count: draws}, sampler=Signs(index)) for index in range(windows)]
+    return np.stack([signs(index, windows) for index in range(windows)])
 
 
 def length(estimator: Any) -> int:
@@ -138,14 +168,24 @@ def length(estimator: Any) -> int:
     return int(getattr(estimator, "window", WINDOW))
 
 
-def run(estimators: list[Any], params: Params, data: Data, key: Key) -> tuple[list[State], list[Estimate]]:
-    """Run one window for each of the estimators, on consecutive pieces of `data` (or none); states before and after."""
-    state = estimators[0].init(key, params)
+def run(
+    estimator: Any, windows: int, params: Params, data: Data, key: Key, rows: np.ndarray | None = None
+) -> tuple[list[State], list[Estimate]]:
+    """Run windows on consecutive pieces of `data` (or none); `rows` are dealt as noise. States before and after."""
+    if rows is not None:
+        estimator = dataclasses.replace(estimator, **{str(count_of(estimator)): rows.shape[1]})
+
+    @jax.jit
+    def call(noise: Any, state: State, piece: Data) -> tuple[State, Estimate]:
+        now = estimator if noise is None else dataclasses.replace(estimator, sampler=deal(noise))
+        out: tuple[State, Estimate] = now.estimate(params, state, piece)
+        return out
+
+    state, steps = estimator.init(key, params), length(estimator)
     states, estimates = [state], []
-    for index, estimator in enumerate(estimators):
-        steps = length(estimator)
+    for index in range(windows):
         piece = None if data is None else data[index * steps : (index + 1) * steps]
-        state, estimate = jax.jit(estimator.estimate)(params, state, piece)
+        state, estimate = call(None if rows is None else rows[index], state, piece)
         states.append(state)
         estimates.append(estimate)
     return states, estimates
@@ -182,6 +222,12 @@ def equal(what: str, got: Any, expected: Any) -> None:
     assert got.keys() == expected.keys(), f"{what}: leaves {sorted(got)} against {sorted(expected)}"
     for name, array in got.items():
         assert array.tobytes() == expected[name].tobytes(), f"{what}: {name} differs, {array} against {expected[name]}"
+
+
+def build(make: Callable[..., Any], system: System, x: Any, window: int = WINDOW, horizon: int = HORIZON) -> Any:
+    """Make an estimator; one that keeps data, in a field `x`, is shown one step of them."""
+    estimator = make(system, window=window, horizon=horizon)
+    return dataclasses.replace(estimator, x=x) if has_field(estimator, "x") else estimator
 
 
 def recorder(record: list[tuple[int, bytes]]) -> FunctionSystem:

@@ -8,7 +8,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from unrollax import _checkpointed
 from unrollax._check import check_counts, check_key
+from unrollax._checkpointed import Memory
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe, leaves_with_names, strong
 from unrollax._types import Data, Key, Params, State, System
@@ -120,24 +122,60 @@ def unroll(
 
 
 def unroll_for(
-    owner: str, system: System, params: Params, state: State, data: Data, key: Key, steps: int | None
+    owner: str,
+    system: System,
+    params: Params,
+    state: State,
+    data: Data,
+    key: Key,
+    steps: int | None,
+    memory: Memory = "full",
 ) -> tuple[State, jax.Array]:
-    """`unroll`, with errors that name `owner`."""
-    leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
+    """`unroll`, with errors that name `owner` and a backward pass within `memory`."""
     steps = _check_data(owner, data, steps)
+    return unroll_keys(owner, system, params, state, data, jax.random.split(key, steps), memory)
+
+
+def unroll_keys(
+    owner: str, system: System, params: Params, state: State, data: Data, keys: Key, memory: Memory = "full"
+) -> tuple[State, jax.Array]:
+    """Run one step for each of the keys `[steps]`."""
+    leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
     moving = [None if _is_repeat(leaf) else leaf for leaf in leaves]
 
-    def body(carry: State, now: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
+    def body(params: Params, carry: State, now: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
         row, step_key = now
         seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
-        returned = system.step(params, carry, jax.tree.unflatten(treedef, seen), step_key)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise StructureError(f"{owner}: step must return (state, loss), got {_kind(returned)}. Return both.")
-        after, loss = strong(returned[0]), returned[1]
-        _check_state(owner, carry, after)
-        return after, _check_loss(owner, loss)
+        return checked_step(owner, system, params, carry, jax.tree.unflatten(treedef, seen), step_key)
 
-    return jax.lax.scan(body, strong(state), (moving, jax.random.split(key, steps)))
+    return _checkpointed.scan(owner, body, params, strong(state), (moving, keys), len(keys), memory)
+
+
+def checked_step(owner: str, system: System, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
+    """Run one step; raise unless it returns a state like the one that it was given, and a scalar loss."""
+    returned = system.step(params, state, x, key)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise StructureError(f"{owner}: step must return (state, loss), got {_kind(returned)}. Return both.")
+    after, loss = strong(returned[0]), returned[1]
+    _check_state(owner, state, after)
+    return after, _check_loss(owner, loss)
+
+
+def rows_of(owner: str, data: Data, steps: int) -> Any:
+    """Return what each step of a window sees, as leaves `[steps, ...]`: `repeat(x)` is broadcast."""
+    _check_data(owner, data, steps)
+
+    def spread(leaf: Any) -> Any:
+        if not _is_repeat(leaf):
+            return jnp.asarray(leaf)
+        return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (steps, *jnp.shape(x))), leaf.x)
+
+    return jax.tree.map(spread, data, is_leaf=_is_repeat)
+
+
+def cut(data: Data, begin: int, end: int) -> Data:
+    """Return some steps of data."""
+    return jax.tree.map(lambda leaf: leaf if _is_repeat(leaf) else leaf[begin:end], data, is_leaf=_is_repeat)
 
 
 def _kind(returned: Any) -> str:

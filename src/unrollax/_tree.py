@@ -11,6 +11,8 @@ import numpy as np
 
 from unrollax._errors import StructureError
 
+Unravel = Callable[[jax.Array], Any]
+
 
 def leaves_with_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """Return (path, leaf) for each leaf, with paths such as `['cell']['wx']`; a lone leaf is called `(root)`."""
@@ -54,6 +56,23 @@ def where(flag: jax.Array, new: Any, old: Any) -> Any:
         return jnp.where(flag.reshape(flag.shape + (1,) * (jnp.ndim(a) - flag.ndim)), a, b)
 
     return jax.tree.map(choose, new, old)
+
+
+def ravel(tree: Any) -> tuple[jax.Array, Unravel]:
+    """Return the numbers of a tree of real arrays as one vector, of at least float32, and what turns such a vector back."""
+    leaves, treedef = jax.tree.flatten(tree)
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    def unravel(vector: jax.Array) -> Any:
+        parts = jnp.split(vector, ends)
+        return jax.tree.unflatten(
+            treedef,
+            [part.reshape(shape).astype(kind) for part, (shape, kind) in zip(parts, shapes, strict=True)],
+        )
+
+    return jnp.concatenate([leaf.ravel().astype(dtype) for leaf in leaves]), unravel
 
 
 def all_finite(tree: Any) -> jax.Array:

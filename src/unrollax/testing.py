@@ -8,12 +8,14 @@
 
 An entry makes an estimator for a system, a window and a horizon (an estimator with a `window` of its own, such as BPTT, may
 ignore the one given). One that draws noise should have the fields `sampler` and `pairs` or `directions`: the kit then
-replaces chance by all sign patterns and compares means to 1e-9; without them it falls back on a statistical test (|z| < 5).
+replaces chance by all sign patterns, as draws of the sampler `deal(rows)`, and compares means to 1e-9; without them it falls
+back on a statistical test (|z| < 5). A sampler is called under `vmap`, once a draw, for all parameters as one vector.
 Make it without staggered resets: the kit expects all of an estimator to start anew when a horizon is over.
 
 | check | oracle |
 |---|---|
 | `check_mean_is_exact` | all Rademacher sign patterns on a quadratic system, against the analytic gradient |
+| `check_any_window_adds_up` | the same for windows of one step and of half a horizon |
 | `check_window_is_horizon` | the limit: a window as long as the horizon leaves nothing out |
 | `check_loss_is_the_mean` | a system whose losses are its data |
 | `check_common_random_numbers` | a loss that is pure noise has gradient exactly 0 |
@@ -23,6 +25,7 @@ Make it without staggered resets: the kit expects all of an estimator to start a
 | `check_reset_forgets` | NaN in every float before a reset leaves no trace |
 | `check_resume_is_bitwise` | the same bits through plain arrays |
 | `check_sharding_invariance` | all devices against one, 1e-12 |
+| `check_cost_is_documented` | marks counted in the traced program, against `traits.cost` |
 | `check_scale_equivariance` | three times the loss gives three times the gradient |
 """
 
@@ -38,19 +41,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrollax._count import count_marks
 from unrollax._kit import (
     HORIZON,
     MIXED,
     WINDOW,
     WINDOWS,
     analytic,
+    build,
     clock,
     close,
     count_of,
+    documented,
     enumerated,
     equal,
     has_field,
     length,
+    marked,
     mean_grad,
     mixed,
     noise_only,
@@ -64,11 +71,13 @@ from unrollax._kit import (
     start,
     vector,
 )
+from unrollax._kit import deal as deal
 from unrollax._tree import from_arrays, is_inexact, leaves_with_names, to_arrays
 from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, State
 from unrollax._wrap import batched
 
 Make = Callable[..., GradientEstimator]
+ROW = np.zeros(3)  # one step of the data of `quadratic`
 Check = Callable[[Make], None]
 
 
@@ -83,7 +92,7 @@ def parametrize_with_checks(cases: Mapping[str, Make], *, expected_failures: Map
         >>> from unrollax import BPTT
         >>> mark = parametrize_with_checks({"BPTT": lambda system, *, window, horizon: BPTT(system, horizon)})
         >>> len(mark.args[1])
-        11
+        13
     """
     import pytest
 
@@ -98,10 +107,12 @@ def parametrize_with_checks(cases: Mapping[str, Make], *, expected_failures: Map
 
 
 def checks_for(make: Make) -> list[Check]:
-    """Return the checks that apply: an estimator whose target is `pseudo` has no gradient to be compared with."""
+    """Return the checks that apply: a `pseudo` target is no gradient to be compared with, and costs may be unknown."""
     traits = getattr(make(quadratic(), window=WINDOW, horizon=HORIZON), "traits", None)
     pseudo = traits is not None and traits.target == "pseudo"
-    return [check for check in CHECKS if not (pseudo and check in (check_mean_is_exact, check_window_is_horizon))]
+    unknown = traits is None or traits.cost is None
+    skipped = [*(MEANS if pseudo else ()), *([check_cost_is_documented] if unknown else ())]
+    return [check for check in CHECKS if check not in skipped]
 
 
 def in_float64(check: Check) -> Check:
@@ -116,27 +127,30 @@ def in_float64(check: Check) -> Check:
 
 
 def _check_mean(make: Make, window: int) -> None:
-    estimator = make(quadratic(), window=window, horizon=HORIZON)
-    windows = HORIZON // length(estimator)
-    data = some_data(WINDOWS)
+    estimator = build(make, quadratic(), ROW, window)
+    windows, data = HORIZON // length(estimator), some_data(WINDOWS)
     truncated = hasattr(estimator, "traits") and estimator.traits.target == "truncated"
     expected = analytic(quadratic(), window if truncated else None, data)
-    every = enumerated(estimator, windows)
-    if every is None:
+    rows = enumerated(estimator, windows)
+    if rows is None:
         return _check_mean_by_chance(estimator, windows, data, expected)
-    _, estimates = run(every + every, start(), np.concatenate([data, data]), jax.random.key(1))
+    twice = (np.concatenate([part, part]) for part in (data, rows))
+    _, estimates = run(estimator, 2 * windows, start(), next(twice), jax.random.key(1), next(twice))
     for name, part in (("first", estimates[:windows]), ("second", estimates[windows:])):
         close(f"mean gradient over the {name} episode", mean_grad(part), expected, 1e-9)
     return None
 
 
 def _check_mean_by_chance(estimator: Any, windows: int, data: np.ndarray, expected: np.ndarray) -> None:
+    pieces = np.concatenate([data, data]).reshape(2 * windows, -1, *data.shape[1:])
+
     def two_episodes(key: Key) -> jax.Array:
-        state, grads = estimator.init(key, start()), []
-        for piece in [*np.split(data, windows)] * 2:
+        def one(state: State, piece: Data) -> tuple[State, jax.Array]:
             state, estimate = estimator.estimate(start(), state, piece)
-            grads.append(vector(estimate.grad))
-        return jnp.stack([jnp.stack(grads[:windows]).mean(0), jnp.stack(grads[windows:]).mean(0)])
+            return state, vector(estimate.grad)
+
+        grads = jax.lax.scan(one, estimator.init(key, start()), pieces)[1]
+        return grads.reshape(2, windows, -1).mean(1)
 
     grads = np.asarray(jax.jit(jax.vmap(two_episodes))(jax.random.split(jax.random.key(1), 4096)))
     error, scale = grads.mean(0) - expected, grads.std(0) / np.sqrt(len(grads))
@@ -152,45 +166,40 @@ def check_mean_is_exact(make: Make) -> None:
 
 
 @in_float64
+def check_any_window_adds_up(make: Make) -> None:
+    """However a horizon is cut, its windows average to the gradient of the target: one step each, or two halves."""
+    for window in (1, HORIZON // 2):
+        _check_mean(make, window)
+
+
+@in_float64
 def check_window_is_horizon(make: Make) -> None:
     """With one window a horizon nothing can be truncated: the mean is the exact gradient."""
-    estimator = make(quadratic(), window=HORIZON, horizon=HORIZON)
-    data = some_data(WINDOWS)
-    every = enumerated(estimator, 1)
-    expected = analytic(quadratic(), None, data)
-    if every is None:
-        return _check_mean_by_chance(estimator, 1, data, expected)
-    close(
-        "mean gradient",
-        mean_grad(run(every, start(), data, jax.random.key(1))[1]),
-        expected,
-        1e-9,
-    )
-    return None
+    _check_mean(make, HORIZON)
 
 
 @in_float64
 def check_loss_is_the_mean(make: Make) -> None:
     """The loss of an estimate is the mean step loss of its window."""
-    estimator = make(clock(), window=WINDOW, horizon=HORIZON)
+    estimator = build(make, clock(), jnp.zeros(()))
     data, size = np.arange(float(HORIZON)), length(estimator)
-    for index, estimate in enumerate(run([estimator] * (HORIZON // size), start(), data, jax.random.key(2))[1]):
+    for index, estimate in enumerate(run(estimator, HORIZON // size, start(), data, jax.random.key(2))[1]):
         close("loss", estimate.loss, data[index * size : (index + 1) * size].mean(), 1e-12)
 
 
 @in_float64
 def check_common_random_numbers(make: Make) -> None:
     """A loss that is all noise has gradient exactly 0: what is compared shares every random number."""
-    estimator = make(noise_only(), window=WINDOW, horizon=HORIZON)
-    for estimate in run([estimator] * 4, start(), None, jax.random.key(2))[1]:
+    estimator = build(make, noise_only(), None)
+    for estimate in run(estimator, 4, start(), None, jax.random.key(2))[1]:
         assert (vector(estimate.grad) == 0).all(), f"a loss of pure noise gave the gradient {estimate.grad}"
 
 
 @in_float64
 def check_state_is_a_fixed_point(make: Make) -> None:
     """The state keeps structure, shapes, dtypes and weak types; the gradient has those of the parameters."""
-    estimator = make(mixed(), window=WINDOW, horizon=HORIZON)
-    states, estimates = run([estimator] * 4, MIXED, None, jax.random.key(3))
+    estimator = build(make, mixed(), None)
+    states, estimates = run(estimator, 4, MIXED, None, jax.random.key(3))
     first = signature(states[0])
     for state in states[1:]:
         assert signature(state) == first, f"the state changed from {first} to {signature(state)}"
@@ -214,12 +223,12 @@ def check_traces_once(make: Make) -> None:
         return out
 
     body = quadratic()
-    first = make(body, window=WINDOW, horizon=HORIZON)
+    first = build(make, body, ROW)
     data = some_data(WINDOWS)[: length(first)]
     for estimator in (
         first,
         jax.tree.map(lambda number: number * 1.5, first),
-        make(body, window=WINDOW, horizon=HORIZON),
+        build(make, body, ROW),
     ):
         state = estimator.init(jax.random.key(4), start())
         for scale in (1.0, 2.0):
@@ -232,7 +241,7 @@ def check_keys_advance(make: Make) -> None:
     """No key recurs: each step, each reset and each draw of noise has a new one, and pairs do not share theirs."""
     steps: list[tuple[int, bytes]] = []
     draws: list[bytes] = []
-    estimator: Any = make(recorder(steps), window=WINDOW, horizon=HORIZON)
+    estimator: Any = build(make, recorder(steps), None)
     if has_field(estimator, "sampler"):
         estimator = dataclasses.replace(estimator, sampler=recording(estimator.sampler, draws))
     state = estimator.init(jax.random.key(5), start())
@@ -261,10 +270,10 @@ def check_keys_advance(make: Make) -> None:
 @in_float64
 def check_reset_forgets(make: Make) -> None:
     """NaN in every float of the state at the end of a horizon leaves no trace in the next one."""
-    estimator = make(quadratic(), window=WINDOW, horizon=HORIZON)
+    estimator = build(make, quadratic(), ROW)
     windows = HORIZON // length(estimator)
     data, params = some_data(WINDOWS), start()
-    state = run([estimator] * windows, params, data, jax.random.key(6))[0][-1]
+    state = run(estimator, windows, params, data, jax.random.key(6))[0][-1]
     poisoned = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan) if is_inexact(leaf) else leaf, state)
     call = jax.jit(estimator.estimate)
     equal(
@@ -277,7 +286,7 @@ def check_reset_forgets(make: Make) -> None:
 @in_float64
 def check_resume_is_bitwise(make: Make) -> None:
     """A state that was written out as plain arrays and read back goes on with the same bits."""
-    estimator = make(quadratic(), window=WINDOW, horizon=HORIZON)
+    estimator = build(make, quadratic(), ROW)
     data, params = some_data(WINDOWS), start()
     piece, call = data[: length(estimator)], jax.jit(estimator.estimate)
     state, _ = call(params, estimator.init(jax.random.key(7), params), piece)
@@ -297,7 +306,7 @@ def check_sharding_invariance(make: Make) -> None:
             "check_sharding_invariance needs several devices, got 1. Set the environment variable "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8 before jax is imported."
         )
-    estimator: Any = make(batched(quadratic(), devices), window=WINDOW, horizon=HORIZON)
+    estimator: Any = build(make, batched(quadratic(), devices), jnp.zeros((devices, 3)))
     count = count_of(estimator)
     if count is not None:
         estimator = dataclasses.replace(estimator, **{count: devices})
@@ -315,15 +324,35 @@ def check_scale_equivariance(make: Make) -> None:
     """Three times the loss gives three times the gradient: swapping losses or estimators never rescales a learning rate."""
     grads = []
     for scale in (1.0, 3.0):
-        estimator = make(quadratic(scale), window=WINDOW, horizon=HORIZON)
+        estimator = build(make, quadratic(scale), ROW)
         windows = HORIZON // length(estimator)
-        estimates = run([estimator] * windows, start(), some_data(WINDOWS), jax.random.key(10))[1]
+        estimates = run(estimator, windows, start(), some_data(WINDOWS), jax.random.key(10))[1]
         grads.append(np.stack([vector(estimate.grad) for estimate in estimates]))
     close("gradient of three times the loss", grads[1], 3 * grads[0], 1e-9)
 
 
+@in_float64
+def check_cost_is_documented(make: Make) -> None:
+    """The passes through the system that `traits.cost` promises are those that a call makes."""
+    estimator: Any = build(make, marked(), ROW)
+    steps = length(estimator)
+    state = estimator.init(jax.random.key(11), start())
+    counts = count_marks(estimator.estimate, start(), state, some_data(WINDOWS)[:steps])
+    if counts is None:
+        raise AssertionError("the passes depend on a loop whose length is known at run time only: document no cost")
+    for kind, passes in documented(estimator).items():
+        close(f"{kind} passes", counts[kind] / steps, passes, 1e-9)
+
+
+MEANS: tuple[Check, ...] = (
+    check_mean_is_exact,
+    check_any_window_adds_up,
+    check_window_is_horizon,
+    check_scale_equivariance,
+)
 CHECKS: tuple[Check, ...] = (
     check_mean_is_exact,
+    check_any_window_adds_up,
     check_window_is_horizon,
     check_loss_is_the_mean,
     check_common_random_numbers,
@@ -333,5 +362,6 @@ CHECKS: tuple[Check, ...] = (
     check_reset_forgets,
     check_resume_is_bitwise,
     check_sharding_invariance,
+    check_cost_is_documented,
     check_scale_equivariance,
 )

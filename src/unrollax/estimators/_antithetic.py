@@ -1,50 +1,36 @@
 """The engine of the evolution family: one antithetic window. `_evolution.py` holds its members.
 
-Noise is kept in units of `std`. With z the noise that perturbs pair i, c what is credited, and L the mean step loss over
-the window from each twin's own state,
+Parameters are one vector theta here. With e the shift of pair i, c what is credited, and L the mean step loss over the
+window from each twin's own state,
 
-    grad = 1 / (2 std pairs) sum_i c_i [ L(params + std z_i) - L(params - std z_i) ].
+    grad = 1 / (2 pairs) sum_i c_i [ L(theta + e_i) - L(theta - e_i) ],    e = std z,    c = z / std, summed over windows.
+
+Every pair draws z from a key of its own, its seed, so that its noise depends neither on `chunk` nor on whether it is kept or
+drawn again. Pairs run a chunk at a time: noise, particles and their share of the gradient stay in cache.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_counts, check_key, check_params, check_window
+from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
 from unrollax._errors import InvalidArgument
-from unrollax._estimate import Info, Noise, Sampler, draw_noise, name_of, share_nonfinite, tick, weigh, window_loss
+from unrollax._estimate import Info, Sampler, draw_vector, name_of, share_nonfinite, tick, window_loss
 from unrollax._sample import normal
 from unrollax._system import as_system
-from unrollax._tree import strong, where
-from unrollax._types import Data, Estimate, Key, Params, Scalar, State, System
+from unrollax._tree import all_finite, ravel, strong, where
+from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, State, System, Traits
 from unrollax._value import static, value
+from unrollax.estimators._chunks import in_chunks, pairs_in_cache
+from unrollax.estimators._pairs import EvolutionState, Kept, Pairs, Window
+from unrollax.estimators._shaping import SHAPINGS, shape_losses
+from unrollax.estimators._std import as_std, mean_of, std_of
 
-Draw = Callable[[], Noise]
-
-CACHE = 2**20  # bytes of parameters and states that run at once on a CPU: half of what a core's L2 usually holds
-FEWEST = 4  # pairs, below which products are too small to be fast
-NO_LIMIT = 2**31
-
-
-class EvolutionState(NamedTuple):
-    """What the next window needs.
-
-    Attributes:
-        key: the key of all later draws.
-        left: int32 `[trajectories]`, the steps left of each trajectory's episode; 0 or less means a reset comes first.
-        inner: the system's states, `[pairs, 2, ...]`; for `ES` those of the unperturbed trajectories, `[trajectories, ...]`.
-        noise: the noise that each pair keeps, `[pairs, ...]` for each leaf of params (its twin's is the negative), or `None`.
-    """
-
-    key: Key
-    left: jax.Array
-    inner: State
-    noise: Noise
+Target = Literal["exact", "smoothed", "truncated", "pseudo"]
 
 
 @value
@@ -52,11 +38,14 @@ class Antithetic(abc.ABC):
     """One antithetic window. A member says what perturbs and what is credited, and whether trajectories are shared."""
 
     system: System
-    std: float
+    std: Any
     window: int = static()
     horizon: int | None = static(default=None)
     pairs: int = static(default=32)
     stagger: bool = static(default=False)
+    shaping: Literal["rank", "centred"] | None = static(default=None)
+    control: Literal["analytic"] | None = static(default=None)
+    noise: Literal["stored", "regenerated"] = static(default="stored")
     sampler: Sampler = static(default=normal)
     chunk: int | None = static(default=None)
 
@@ -64,100 +53,208 @@ class Antithetic(abc.ABC):
         owner = name_of(self)
         check_window(owner, self.window, self.horizon)
         check_counts(owner, pairs=self.pairs, chunk=1 if self.chunk is None else self.chunk)
-        std: Any = self.std  # an array, a tracer or a placeholder when JAX rebuilds the value
-        if isinstance(std, str) or (isinstance(std, float) and not std > 0):
-            raise InvalidArgument(f"{owner}: std must be a positive number, got std={std!r}.")
+        check_choice(owner, "shaping", self.shaping, (None, *SHAPINGS))
+        check_choice(owner, "control", self.control, (None, "analytic"))
+        check_choice(owner, "noise", self.noise, ("stored", "regenerated"))
         if self.stagger and self.horizon is None:
             raise InvalidArgument(
                 f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon."
             )
+        if self.control and self.shaping:
+            raise InvalidArgument(
+                f"{owner}: control corrects a gradient, and shaping={self.shaping!r} makes none. Choose one of them."
+            )
+        object.__setattr__(self, "std", as_std(owner, self.std))
         object.__setattr__(self, "system", as_system(owner, self.system))
 
     @abc.abstractmethod
-    def _rule(self, reset: jax.Array, draw: Draw, kept: Noise) -> tuple[Noise, Noise, Noise]:
-        """Return what perturbs, what is credited, and what the pair keeps."""
+    def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
+        """Return by how much the pairs are shifted, and what they are credited with, both `[pairs, d]`."""
 
-    def _trajectories(self) -> int:
-        return self.pairs
+    @property
+    def traits(self) -> Traits:
+        """What the estimates average to, what they need of `step` and what they cost."""
+        passes = f"{self._passes()} + 1" if self.control else self._passes()
+        target = "pseudo" if self.shaping else self._target()
+        return Traits(
+            target, "vjp" if self.control else "forward", Cost(forward=passes, vjp="1" if self.control else "0")
+        )
+
+    def _target(self) -> Target:
+        return "smoothed"
+
+    def _passes(self) -> str:
+        return "2 * pairs"
 
     def init(self, key: Key, params: Params) -> EvolutionState:
         """Return the state before the first window, which will start with a reset of every pair."""
         owner, count = name_of(self), self._trajectories()
         params = check_params(owner, params)
-        key, start = jax.random.split(check_key(owner, key))
-        inner = _spread(strong(self.system.init(start, params)), self._axes())
+        mean = mean_of(owner, self.std, params)
+        key, start, draw = jax.random.split(check_key(owner, key), 3)
+        inner = strong(self.system.init(start, mean))
         spread = jnp.arange(count, dtype=jnp.int32) * ((self.horizon or 0) // self.window) // count * self.window
-        left = -spread if self.stagger else jnp.zeros(count, jnp.int32)
-        return EvolutionState(key, left, inner, self._no_noise(params))
+        return EvolutionState(
+            key=key,
+            count=jnp.zeros((), jnp.int32),
+            left=-spread if self.stagger else jnp.zeros(count, jnp.int32),
+            age=jnp.zeros(count, jnp.int32),
+            inner=None if self._is_whole() else _spread(inner, self._axes()),
+            seeds=jax.random.split(draw, self.pairs) if self._holds() else None,
+            noise=self._no_noise(owner, params),
+            control=inner if self.control else None,
+        )
 
     def estimate(self, params: Params, state: EvolutionState, data: Data) -> tuple[EvolutionState, Estimate]:
         """Return the state after one window and the gradient estimate of its mean step loss."""
         params = check_params(name_of(self), params)
-        key, draw, start, run = jax.random.split(state.key, 4)
-        reset = jnp.broadcast_to(state.left <= 0, (self.pairs,))
-        perturb, credit, kept = self._rule(
-            reset, lambda: draw_noise(self.sampler, draw, self.pairs, params), state.noise
+        mean = mean_of(name_of(self), self.std, params)
+        key, *keys = jax.random.split(state.key, 6)
+        age = jnp.where(state.left <= 0, 0, state.age)
+        pairs = self._gather(state, age, keys)
+        slope, control = self._slope(mean, state, data, keys[3])
+        window = Window(*ravel(mean), std_of(name_of(self), self.std, params, self.pairs), data, slope)
+        kept, losses, grad = self._sweep(pairs, Kept(self._own(state.inner), state.noise), window)
+        state = EvolutionState(
+            key=key,
+            count=state.count + 1,
+            left=tick(state.left, self.window, self.horizon),
+            age=age + 1,
+            inner=self._carry(kept.inner, mean, state, pairs, data, keys[4]),
+            seeds=pairs.seeds if self._holds() else None,
+            noise=kept.noise,
+            control=control,
         )
-        twins = jax.tree.map(self._twins, params, perturb)
-        starts = jax.random.split(start, self._trajectories())
-        keys = jax.random.split(run, self.pairs + self._trajectories())
-        losses, after = self._run(twins, self._begin(starts, twins, state), data, keys[: self.pairs])
-        grad = weigh((losses[:, 0] - losses[:, 1]) / (2 * self.std * self.pairs), credit)
-        inner = self._carry(after, params, state, data, starts, keys[self.pairs :])
-        state = EvolutionState(key, tick(state.left, self.window, self.horizon), inner, kept)
-        return state, Estimate(losses.mean(), grad, Info(share_nonfinite(losses)))
+        return state, Estimate(losses.mean(), ravel(params)[1](grad), Info(share_nonfinite(losses)))
 
-    def _twins(self, leaf: jax.Array, noise: jax.Array) -> jax.Array:
-        """Return a leaf of params and noise, `[pairs, 2, ...]`."""
-        return leaf[None, None] + jnp.asarray(self.std, leaf.dtype) * jnp.stack([noise, -noise], 1)
+    def _gather(self, state: EvolutionState, age: jax.Array, keys: list[Key]) -> Pairs:
+        """Return what each pair reads: its clock, the seed of its episode, its keys of this window."""
+        draw, start, run, *_ = keys
+        reset = jnp.broadcast_to(state.left <= 0, (self.pairs,))
+        fresh = jax.random.split(draw, self.pairs)
+        return Pairs(
+            reset=reset,
+            age=jnp.broadcast_to(age, (self.pairs,)),
+            born=jnp.broadcast_to(state.count - age, (self.pairs,)),
+            seeds=fresh if state.seeds is None else jnp.where(reset, fresh, state.seeds),
+            start=jnp.broadcast_to(jax.random.split(start, self._trajectories()), (self.pairs,)),
+            run=jax.random.split(run, self.pairs),
+            shared=self._shared(state.inner),
+        )
 
-    def _begin(self, keys: Key, twins: Params, state: EvolutionState) -> State:
+    def _sweep(self, pairs: Pairs, kept: Kept, window: Window) -> tuple[Kept, jax.Array, jax.Array]:
+        """Run all pairs, chunk by chunk, and weigh what they are credited with."""
+        stand = jax.eval_shape(
+            lambda pairs, kept: jax.tree.map(lambda leaf: leaf[0], self._stand(pairs, kept)), pairs, kept
+        )
+        chunk = self.chunk or pairs_in_cache((stand, window.theta, window.theta))
+        nothing = window.std.nothing(window.theta.dtype)
+
+        def run(pairs: Pairs, kept: Kept) -> tuple[Kept, jax.Array, jax.Array]:
+            return self._run(pairs, kept, window)
+
+        kept, losses, sums = in_chunks(run, pairs, kept, nothing, self.pairs, chunk)
+        if not self.shaping:
+            return kept, losses, window.std.gradient(sums, losses, window.slope)
+
+        # The utilities are known only when all losses are: what is credited is looked up or drawn once more.
+        def again(pieces: tuple[Pairs, jax.Array], noise: jax.Array | None) -> tuple[Any, None, jax.Array]:
+            credit = noise if noise is not None else self._rule(pieces[0], None, window)[1]
+            return noise, None, window.std.weigh(pieces[1], credit)
+
+        utilities = shape_losses(self.shaping, losses)
+        _, _, sums = in_chunks(again, (pairs, utilities), kept.noise, nothing, self.pairs, chunk)
+        return kept, losses, window.std.gradient(sums, utilities, None)
+
+    def _run(self, pairs: Pairs, kept: Kept, window: Window) -> tuple[Kept, jax.Array, jax.Array]:
+        """Run one window of both twins of some pairs, which share every key of the system."""
+        shift, credit = self._rule(pairs, kept.noise, window)
+        twins = (window.theta[None, None] + jnp.stack([shift, -shift], 1)).reshape(-1, window.theta.size)
+        params = jax.vmap(window.unravel)(twins)
+        inner = self._begin(pairs, params, self._stand(pairs, kept))
+
+        def run(params: Params, inner: State, key: Key) -> tuple[Scalar, State]:
+            return window_loss(name_of(self), self.system, params, inner, window.data, key, self.window)
+
+        # One axis for all particles, which XLA's batched products like.
+        losses, after = jax.vmap(run)(params, _merge(inner), jnp.repeat(pairs.run, 2))
+        losses = losses.reshape(-1, 2)
+        explained = 0.0 if window.slope is None else (shift @ window.slope).astype(losses.dtype)
+        noise = None if kept.noise is None else credit
+        return (
+            Kept(None if self._is_whole() else self._own(_split(after)), noise),
+            losses,
+            window.std.weigh(losses, credit, explained),
+        )
+
+    def _begin(self, pairs: Pairs, twins: Params, stand: State) -> State:
         """Start each twin: from its perturbed `init` at a reset, else from where its trajectory stands."""
 
         def restart(key: Key, params: Params) -> State:
             return strong(self.system.init(key, params))
 
         def fresh() -> State:
-            new = jax.vmap(jax.vmap(restart, (None, 0)))(jnp.broadcast_to(keys, (self.pairs,)), twins)
-            return where(jnp.broadcast_to(state.left <= 0, (self.pairs,)), new, self._stand(state))
+            return _split(jax.vmap(restart)(jnp.repeat(pairs.start, 2), twins))
 
-        return jax.lax.cond((state.left <= 0).any(), fresh, lambda: self._stand(state))
+        if self._is_whole():
+            return fresh()
+        return jax.lax.cond(pairs.reset.any(), lambda: where(pairs.reset, fresh(), stand), lambda: stand)
 
-    def _run(self, twins: Params, inner: State, data: Data, keys: Key) -> tuple[jax.Array, State]:
-        """Run one window of every twin; the two of a pair share every step key."""
+    def _is_whole(self) -> bool:
+        """Whether a window is a whole horizon, so that each starts anew."""
+        return self.window == self.horizon
 
-        def run(params: Params, inner: State, key: Key) -> tuple[Scalar, State]:
-            return window_loss(name_of(self), self.system, params, inner, data, key, self.window)
+    def _draw(self, seeds: Key, born: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
+        """Draw a noise from each seed: the shift, and its credit."""
 
-        # One axis for all particles, which XLA's batched products like, in chunks that stay in cache.
-        flat = (_merge(twins), _merge(inner), jnp.repeat(keys, 2))
-        chunk = 2 * (self.chunk or _pairs_in_cache(flat[:2]))
-        if chunk >= 2 * self.pairs:
-            losses, after = jax.vmap(run)(*flat)
-        else:
-            losses, after = jax.lax.map(lambda particle: run(*particle), flat, batch_size=chunk)
-        return losses.reshape(-1, 2), _split(after)
+        def draw(seed: Key, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+            z = draw_vector(self.sampler, seed, window.theta)
+            return z * window.std.at(time), window.std.credit(z, time)
+
+        return jax.vmap(draw)(seeds, born)
+
+    def _slope(self, params: Params, state: EvolutionState, data: Data, key: Key) -> tuple[jax.Array | None, State]:
+        """Return the gradient of an unperturbed window by reverse mode (0 if it is not finite), and the state after."""
+        if not self.control:
+            return None, None
+        start, run = jax.random.split(key)
+
+        def loss(params: Params) -> tuple[Scalar, State]:
+            inner = jax.lax.cond(
+                state.left[0] <= 0, lambda p: strong(self.system.init(start, p)), lambda _: state.control, params
+            )
+            return window_loss(name_of(self), self.system, params, inner, data, run, self.window)
+
+        (_, after), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        return jnp.where(all_finite(grad), ravel(grad)[0], 0), after
+
+    # What members with trajectories of their own share; `ES` says otherwise.
+
+    def _trajectories(self) -> int:
+        return self.pairs
 
     def _axes(self) -> tuple[int, ...]:
         return (self.pairs, 2)
 
-    def _stand(self, state: EvolutionState) -> State:
-        return state.inner
+    def _holds(self) -> bool:
+        return True
 
-    def _carry(self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key) -> State:
-        del params, state, data, starts, keys
+    def _own(self, inner: State) -> State:
+        return inner
+
+    def _shared(self, inner: State) -> State:
+        return None
+
+    def _stand(self, pairs: Pairs, kept: Kept) -> State:
+        return kept.inner
+
+    def _carry(self, after: State, params: Params, state: EvolutionState, pairs: Pairs, data: Data, key: Key) -> State:
         return after
 
-    def _no_noise(self, params: Params) -> Noise:
-        return jax.tree.map(lambda p: jnp.zeros((self.pairs, *p.shape), p.dtype), params)
-
-
-def _pairs_in_cache(particles: Any) -> int:
-    """Return how many pairs to run at once: on a CPU what its cache holds, elsewhere all of them."""
-    if jax.default_backend() != "cpu":
-        return NO_LIMIT
-    sizes = (leaf.size * leaf.dtype.itemsize // leaf.shape[0] for leaf in jax.tree.leaves(particles))
-    return max(FEWEST, CACHE // (2 * max(1, sum(sizes))))
+    def _no_noise(self, owner: str, params: Params) -> jax.Array | None:
+        std = std_of(owner, self.std, params, self.pairs)
+        dtype = ravel(mean_of(owner, self.std, params))[0].dtype
+        return jnp.zeros((self.pairs, std.size + std.logs), dtype) if self.noise == "stored" else None
 
 
 def _spread(tree: Any, axes: tuple[int, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 | member             | state of a pair                          | perturbs with                | is credited              |
 |--------------------|------------------------------------------|------------------------------|--------------------------|
-| `ES`               | none: it starts from a shared trajectory | fresh noise                  | the same noise           |
+| `ES`, `FullES`     | none: it starts from a shared trajectory | fresh noise                  | the same noise           |
 | `PES`              | its own                                  | fresh noise                  | all noise since its reset|
 | `NRES`, `ESSingle` | its own                                  | the noise drawn at its reset | the same noise           |
 
@@ -11,20 +11,20 @@ The engine, with the formula that all share, is in `_antithetic.py`.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
-from unrollax._estimate import Noise, name_of, window_loss
-from unrollax._tree import strong, where
-from unrollax._types import Data, Key, Params, State, Traits
-from unrollax._value import value
-from unrollax.estimators._antithetic import Antithetic, Draw, EvolutionState
+from unrollax._check import check_counts
+from unrollax._errors import InvalidArgument
+from unrollax._tree import where
+from unrollax._value import static, value
+from unrollax.estimators._antithetic import Antithetic
+from unrollax.estimators._pairs import Pairs, Window
+from unrollax.estimators._trajectory import SharedTrajectory
 
 
 @value
-class ES(Antithetic):
+class ES(SharedTrajectory):
     """Evolution strategies on a truncated window: each pair perturbs one shared trajectory with fresh noise.
 
     A trajectory is advanced with the unperturbed parameters; each pair starts every window from it. At a reset the pairs
@@ -38,12 +38,19 @@ class ES(Antithetic):
 
     Args:
         system: what is unrolled.
-        std: standard deviation of the perturbation; larger values smooth more and have less variance.
+        std: standard deviation of the perturbation; larger values smooth more and have less variance. A number, a prefix of
+            params with one for each leaf or part, `std(windows so far)` such as an optax schedule, or `None` to learn it
+            (params is then a `Gaussian`).
         window: steps of a call (K).
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
+            their standard deviation; the result is a direction, no gradient.
+        control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
+            variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
+        noise: ES keeps none from window to window: either value will do.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
         chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
             pairs sharded over devices set it to `pairs`.
 
@@ -61,35 +68,45 @@ class ES(Antithetic):
     References: Metz et al., ICML 2019; Salimans et al., arXiv 2017.
     """
 
-    traits: ClassVar[Traits] = Traits(target="truncated", needs="forward")
 
-    def _rule(self, reset: jax.Array, draw: Draw, kept: Noise) -> tuple[Noise, Noise, Noise]:
-        fresh = draw()
-        return fresh, fresh, kept
+@value
+class FullES(SharedTrajectory):
+    """Evolution strategies on whole horizons: the loss of an episode under one perturbation, for `ES` with a single window.
 
-    def _trajectories(self) -> int:
-        return self.pairs if self.stagger else 1
+    Target: smoothed. Needs `forward`. Cost of a call: `2 pairs horizon` steps. State: two keys. It is the reference for the
+    estimators that see windows: none of their bias, one update an episode. Use it when episodes are short. Avoid it when
+    they are long: `NRES` has the same target and updates `horizon / window` times as often.
 
-    def _axes(self) -> tuple[int, ...]:
-        return (self._trajectories(),)
+    Args:
+        system: what is unrolled.
+        std: as for `ES`, like all other options.
+        horizon: steps of an episode, which the data of a call have.
+        window: left out, or the horizon.
 
-    def _stand(self, state: EvolutionState) -> State:
-        return jax.tree.map(lambda s: jnp.broadcast_to(s[:, None], (self.pairs, 2, *s.shape[1:])), state.inner)
+    Raises:
+        InvalidArgument: no horizon, or a window that is not the horizon.
 
-    def _carry(self, after: State, params: Params, state: EvolutionState, data: Data, starts: Key, keys: Key) -> State:
-        """Advance the unperturbed trajectories; where the twins came to is forgotten."""
+    Example:
+        >>> import unrollax as ux
+        >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, p * s))
+        >>> full = ux.FullES(decay, std=0.1, horizon=8, pairs=4)
+        >>> full.window, full.traits.target
+        (8, 'smoothed')
 
-        def advance(inner: State, key: Key) -> State:
-            return window_loss(name_of(self), self.system, params, inner, data, key, self.window)[1]
+    References: Salimans et al., arXiv 2017; Metz et al., ICML 2019.
+    """
 
-        def fresh() -> State:
-            new = jax.vmap(lambda key: strong(self.system.init(key, params)))(starts)
-            return where(state.left <= 0, new, state.inner)
+    window: int = static(default=None)
 
-        return jax.vmap(advance)(jax.lax.cond((state.left <= 0).any(), fresh, lambda: state.inner), keys)
-
-    def _no_noise(self, params: Params) -> Noise:
-        return None
+    def __post_init__(self) -> None:
+        check_counts("FullES", horizon=self.horizon)
+        if self.window not in (None, self.horizon):
+            raise InvalidArgument(
+                f"FullES: window must be the horizon, got window={self.window}, horizon={self.horizon}. Leave it out, or "
+                "take NRES for windows of a horizon."
+            )
+        object.__setattr__(self, "window", self.horizon)
+        SharedTrajectory.__post_init__(self)
 
 
 @value
@@ -106,12 +123,20 @@ class PES(Antithetic):
 
     Args:
         system: what is unrolled.
-        std: standard deviation of the perturbation; larger values smooth more and have less variance.
+        std: standard deviation of the perturbation; larger values smooth more and have less variance. A number, a prefix of
+            params with one for each leaf or part, `std(windows so far)` such as an optax schedule, or `None` to learn it
+            (params is then a `Gaussian`).
         window: steps of a call (K); larger values draw less noise a horizon, and so have less variance.
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
+            their standard deviation; the result is a direction, no gradient.
+        control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
+            variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
+        noise: `"stored"`, or `"regenerated"` from keys: then nothing of the size pairs x params persists, and each
+            window draws the noise of all earlier ones of its episode again.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
         chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
             pairs sharded over devices set it to `pairs`.
 
@@ -129,20 +154,35 @@ class PES(Antithetic):
     References: Vicol, Metz and Sohl-Dickstein, ICML 2021. Deviation: the loss is the mean over the window's steps.
     """
 
-    traits: ClassVar[Traits] = Traits(target="smoothed", needs="forward")
+    def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
+        shift, fresh = self._draw_at(pairs, pairs.age, window)
+        if noise is not None:
+            return shift, fresh + where(pairs.reset, jnp.zeros_like(noise), noise)
 
-    def _rule(self, reset: jax.Array, draw: Draw, kept: Noise) -> tuple[Noise, Noise, Noise]:
-        fresh = draw()
-        total = jax.tree.map(lambda k, z: z + k, where(reset, jax.tree.map(jnp.zeros_like, kept), kept), fresh)
-        return fresh, total, total
+        def earlier(age: jax.Array, total: jax.Array) -> jax.Array:
+            ages = jnp.full_like(pairs.age, age)
+            return total + where(ages < pairs.age, self._draw_at(pairs, ages, window)[1], jnp.zeros_like(total))
+
+        return shift, jax.lax.fori_loop(0, pairs.age.max(), earlier, fresh)
+
+    def _draw_at(self, pairs: Pairs, age: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
+        """Draw the noise of one window of the episode."""
+        return self._draw(jax.vmap(jax.random.fold_in)(pairs.seeds, age), pairs.born + age, window)
 
 
 class _HeldNoise(Antithetic):
     """The rule of `NRES` and `ESSingle`: one noise from reset to reset."""
 
-    def _rule(self, reset: jax.Array, draw: Draw, kept: Noise) -> tuple[Noise, Noise, Noise]:
-        held = jax.lax.cond(reset.any(), lambda: where(reset, draw(), kept), lambda: kept)
-        return held, held, held
+    def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
+        if noise is None:
+            return self._draw(pairs.seeds, pairs.born, window)
+
+        def fresh() -> jax.Array:
+            return where(pairs.reset, self._draw(pairs.seeds, pairs.born, window)[1], noise)
+
+        credit = jax.lax.cond(pairs.reset.any(), fresh, lambda: noise)
+        std = window.std
+        return jax.vmap(lambda c, time: std.at(time) ** 2 * c[: std.size])(credit, pairs.born), credit
 
 
 @value
@@ -156,12 +196,19 @@ class NRES(_HeldNoise):
 
     Args:
         system: what is unrolled.
-        std: standard deviation of the perturbation; larger values smooth more and have less variance.
+        std: standard deviation of the perturbation; larger values smooth more and have less variance. A number, a prefix of
+            params with one for each leaf or part, `std(windows so far)` such as an optax schedule, or `None` to learn it
+            (params is then a `Gaussian`).
         window: steps of a call (K).
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon, as the paper does.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
+            their standard deviation; the result is a direction, no gradient.
+        control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
+            variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
+        noise: `"stored"`, or `"regenerated"` from keys in every window: then nothing of the size pairs x params persists.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
         chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
             pairs sharded over devices set it to `pairs`.
 
@@ -177,8 +224,6 @@ class NRES(_HeldNoise):
 
     References: Li et al., NeurIPS 2023.
     """
-
-    traits: ClassVar[Traits] = Traits(target="smoothed", needs="forward")
 
 
 @value
@@ -197,5 +242,3 @@ class ESSingle(_HeldNoise):
 
     References: Vicol, Kolter and Swersky, ICML 2023.
     """
-
-    traits: ClassVar[Traits] = Traits(target="smoothed", needs="forward")

@@ -8,16 +8,16 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_counts, check_key, check_params, check_window
-from unrollax._estimate import Info, Sampler, draw_noise, share_nonfinite, tick, weigh, window_loss
+from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
+from unrollax._estimate import Info, Noise, Sampler, draw_noise, share_nonfinite, tick, weigh
 from unrollax._sample import normal
 from unrollax._system import as_system
-from unrollax._tree import is_inexact, strong
-from unrollax._types import Data, Estimate, Key, Params, Scalar, State, System, Traits
+from unrollax._tree import strong
+from unrollax._types import Cost, Data, Estimate, Key, Params, State, System, Traits
 from unrollax._value import static, value
+from unrollax.estimators._influence import Floats, first, floats, leafwise
 
 OWNER = "ForwardGradient"
-Floats = list[Any]  # the leaves of a system's state that have a derivative
 
 
 class ForwardState(NamedTuple):
@@ -28,7 +28,8 @@ class ForwardState(NamedTuple):
         left: int32 scalar, the steps left of the episode; 0 or less means a reset comes first.
         inner: one state of the system.
         tangents: its derivative along each direction, `[directions, ...]` for each floating leaf.
-        noise: the directions, `[directions, ...]` for each leaf of params.
+        noise: what losses are credited to, `[directions, ...]` for each leaf of params: the directions of the reset, or
+            with `resample` the sum of those since.
     """
 
     key: Key
@@ -45,9 +46,16 @@ class ForwardGradient:
     Directions v are drawn at a reset and kept to the next, with the derivative of the state along each of them, so that
     nothing is truncated: grad = mean over directions of v (d loss / d v).
 
+    With `resample` each window w pushes params along directions v_w of its own. The tangents are then those of a
+    trajectory whose params were pushed along v_1 in the first window since the reset, along v_2 in the second, and
+    grad = mean over directions of (v_1 + ... + v_w) (d loss / d v). As the directions of different windows are unrelated,
+    each derivative is left in the mean with its own direction only.
+
     Target: exact, in the mean. Needs `jvp`. Cost of a call: about `1 + directions` times `window` steps, memory that does
     not grow with window or horizon. State: one state of the system, and a tangent and a direction each. The variance is
-    that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the squared gradient.
+    that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the squared gradient. With `resample` it
+    is that of `PES` with `std -> 0`: it grows with the number of windows in a horizon when their losses are unrelated, and
+    falls when all windows have about the same gradient.
     Use it for few parameters and long horizons. Avoid it where the exact gradient explodes.
 
     Args:
@@ -56,9 +64,11 @@ class ForwardGradient:
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         directions: directions a call; variance falls as 1 / directions.
         sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I.
+        resample: draw new directions each window, rather than at resets only. With `horizon=None` their sum grows without
+            bound.
 
     Raises:
-        InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
+        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, or resample is no bool.
 
     Example:
         >>> import unrollax as ux
@@ -76,12 +86,14 @@ class ForwardGradient:
     horizon: int | None = static(default=None)
     directions: int = static(default=1)
     sampler: Sampler = static(default=normal)
+    resample: bool = static(default=False)
 
-    traits: ClassVar[Traits] = Traits(target="exact", needs="jvp")
+    traits: ClassVar[Traits] = Traits(target="exact", needs="jvp", cost=Cost(forward="1", jvp="directions"))
 
     def __post_init__(self) -> None:
         check_window(OWNER, self.window, self.horizon)
         check_counts(OWNER, directions=self.directions)
+        check_choice(OWNER, "resample", self.resample, (True, False))
         object.__setattr__(self, "system", as_system(OWNER, self.system))
 
     def init(self, key: Key, params: Params) -> ForwardState:
@@ -89,42 +101,37 @@ class ForwardGradient:
         params = check_params(OWNER, params)
         key, start = jax.random.split(check_key(OWNER, key))
         inner = strong(self.system.init(start, params))
-        return ForwardState(key, jnp.zeros((), jnp.int32), inner, self._zeros(_floats(inner)), self._zeros(params))
+        return ForwardState(key, jnp.zeros((), jnp.int32), inner, self._zeros(floats(inner)), self._zeros(params))
 
     def estimate(self, params: Params, state: ForwardState, data: Data) -> tuple[ForwardState, Estimate]:
         """Return the state after one window and the gradient estimate of its mean step loss."""
         params = check_params(OWNER, params)
         key, draw, start, run = jax.random.split(state.key, 4)
+        reset = state.left <= 0
+        push, credit = self._directions(reset, draw, params, state.noise)
 
-        def fresh() -> tuple[Any, Floats, State]:
-            noise = draw_noise(self.sampler, draw, self.directions, params)
-            _, tangents, inner = _along(self._begin(start), params)(noise)
-            return noise, tangents, _first(inner)
+        def begin(params: Params) -> tuple[Floats, State]:
+            inner = strong(self.system.init(start, params))
+            return floats(inner), inner
 
-        noise, tangents, inner = jax.lax.cond(
-            state.left <= 0, fresh, lambda: (state.noise, state.tangents, state.inner)
-        )
-        rest = self._rest(inner, data, run)
-        (losses, _), (slopes, tangents), inner = _along(rest, params, _floats(inner))(noise, tangents)
-        grad = weigh(slopes / self.directions, noise)
-        state = ForwardState(key, tick(state.left, self.window, self.horizon), _first(inner), tangents, noise)
+        def fresh() -> tuple[Floats, State]:
+            _, tangents, inner = _along(begin, params)(push)
+            return tangents, first(inner)
+
+        tangents, inner = jax.lax.cond(reset, fresh, lambda: (state.tangents, state.inner))
+        window = leafwise(OWNER, self.system, inner, data, run, self.window)
+        (losses, _), (slopes, tangents), inner = _along(window, params, floats(inner))(push, tangents)
+        grad = weigh(slopes / self.directions, credit)
+        state = ForwardState(key, tick(state.left, self.window, self.horizon), first(inner), tangents, credit)
         return state, Estimate(losses[0], grad, Info(share_nonfinite(losses[0])))
 
-    def _begin(self, key: Key) -> Callable[..., tuple[Floats, State]]:
-        def begin(params: Params) -> tuple[Floats, State]:
-            inner = strong(self.system.init(key, params))
-            return _floats(inner), inner
-
-        return begin
-
-    def _rest(self, inner: State, data: Data, key: Key) -> Callable[..., tuple[tuple[Scalar, Floats], State]]:
-        """Return the window as a function of the parameters and the state's floating leaves, with the whole state aside."""
-
-        def rest(params: Params, floats: Floats) -> tuple[tuple[Scalar, Floats], State]:
-            loss, after = window_loss(OWNER, self.system, params, _with(inner, floats), data, key, self.window)
-            return (loss, _floats(after)), after
-
-        return rest
+    def _directions(self, reset: jax.Array, draw: Key, params: Params, kept: Noise) -> tuple[Noise, Noise]:
+        """Return the directions along which params are pushed in this window, and those that its loss is credited to."""
+        if not self.resample:
+            held = jax.lax.cond(reset, lambda: draw_noise(self.sampler, draw, self.directions, params), lambda: kept)
+            return held, held
+        new = draw_noise(self.sampler, draw, self.directions, params)
+        return new, jax.tree.map(lambda v, k: v + jnp.where(reset, jnp.zeros_like(k), k), new, kept)
 
     def _zeros(self, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros((self.directions, *leaf.shape), leaf.dtype), tree)
@@ -137,19 +144,3 @@ def _along(function: Callable[..., Any], *at: Any) -> Callable[..., tuple[Any, A
         return jax.jvp(function, at, tangents, has_aux=True)
 
     return jax.vmap(push)
-
-
-def _floats(state: State) -> Floats:
-    return [leaf for leaf in jax.tree.leaves(state) if is_inexact(leaf)]
-
-
-def _with(state: State, floats: Floats) -> State:
-    """Put new floating leaves into a state."""
-    leaves, treedef = jax.tree.flatten(state)
-    new = iter(floats)
-    return jax.tree.unflatten(treedef, [next(new) if is_inexact(leaf) else leaf for leaf in leaves])
-
-
-def _first(tree: Any) -> Any:
-    """Drop the axis of the directions from what none of them changes."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)

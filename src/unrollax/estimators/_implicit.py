@@ -1,0 +1,228 @@
+"""The implicit function theorem: the gradient at a fixed point, without the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.sparse.linalg import gmres
+
+from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
+from unrollax._estimate import share_nonfinite, tick
+from unrollax._system import Repeat, as_system, unroll_for
+from unrollax._tree import is_inexact, ravel, strong
+from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, State, System, Traits
+from unrollax._value import static, value
+
+OWNER = "Implicit"
+SOLVERS = ("gmres", "neumann", "one-step", "dense")
+VJPS = {"gmres": None, "neumann": "terms / window", "one-step": "1 / window", "dense": "(states + 2) / window"}
+
+Transpose: TypeAlias = Callable[[jax.Array], jax.Array]  # u to D^T u
+
+
+class ImplicitState(NamedTuple):
+    """The key, the steps left of the episode (int32 scalar), and the system's state."""
+
+    key: Key
+    left: jax.Array
+    inner: State
+
+
+class ImplicitInfo(NamedTuple):
+    """Whether the theorem applies.
+
+    Attributes:
+        nonfinite: 1 if the mean loss over the window was NaN or infinite, else 0.
+        residual: |s' - s| / |s'| of the last step, over the state's floating numbers: 0 at a fixed point. Where it is large,
+            the gradient is that of no fixed point.
+        solve: |b + D^T u - u| / |b|, what the linear solve left over: 0 where u is right, above 1 where it diverged.
+    """
+
+    nonfinite: Scalar
+    residual: Scalar
+    solve: Scalar
+
+
+@value
+class Implicit:
+    """The implicit function theorem: the exact gradient of the loss at a fixed point, whatever the way there.
+
+    A call runs `window` steps from where the last call ended, and differentiates the last of them, (s', loss) =
+    step(params, s, x, key), as if s were a fixed point, s' = s, and so a function of the parameters. With D = ds'/ds and
+    b = (dloss/ds)^T,
+
+        grad = dloss/dparams + u^T ds'/dparams,    u = (I - D^T)^-1 b.
+
+    | solver     | u                                                       | right when            | products with D^T   |
+    |------------|---------------------------------------------------------|-----------------------|---------------------|
+    | `gmres`    | the best one in b, D^T b, ..., (D^T)^(terms - 1) b      | I - D is regular      | at most `terms` + 3 |
+    | `neumann`  | b + D^T b + ... + (D^T)^(terms - 2) b                   | D's powers vanish     | `terms` - 1         |
+    | `one-step` | 0, which is `neumann` with `terms=1`                    | D is small            | 0                   |
+    | `dense`    | by elimination, from D as a matrix                      | I - D is regular      | numbers in the state|
+
+    At a fixed point `neumann` is backpropagation through the last `terms` steps, all at that point, of the last step's
+    loss; with D's spectral radius r < 1 its error falls as r^terms. `loss` is the mean over the window, as everywhere:
+    at a fixed point all steps have the same. Elsewhere it isn't the number whose gradient `grad` is; see `info.residual`.
+
+    Target: exact, at a fixed point. Needs `vjp`. Cost of a call: `window` steps, and the products with D^T of the table.
+    Memory does not grow with `window`: one step's backward pass, and `terms` states for `gmres` or states^2 for `dense`.
+    State: a key, a clock and one state of the system. Its floating leaves make up s, complex ones as two real numbers;
+    others (counts, keys) are left aside. The gradient through `system.init` is 0, as the fixed point forgets its start.
+    Use it for equilibrium networks, inner problems that are solved to the end, and solvers. Avoid it where steps don't
+    converge: on sequences, under noise in each step, and on an inner problem that is stopped early on purpose.
+
+    Args:
+        system: what is unrolled towards its fixed point. Its data usually are the same at every step, `repeat(x)`.
+        window: steps of a call. As the state is kept, a few are enough once the parameters move slowly.
+        horizon: steps between resets, a multiple of `window`; `None` to go on from the last state for ever.
+        solver: how u is found; see the table.
+        terms: for `gmres` and `neumann`, how many powers of D^T are tried; larger values are more exact and cost more.
+        tol: `gmres` stops early when |b + D^T u - u| <= tol |b|.
+
+    Raises:
+        InvalidArgument: horizon is no multiple of window, terms is no positive whole number, or solver is none of these.
+
+    Example:
+        >>> import unrollax as ux
+        >>> halve = ux.system(init=lambda k, p: jnp.zeros(()), step=lambda p, s, x, k: (0.5 * s + p, (0.5 * s + p) ** 2))
+        >>> implicit = ux.Implicit(halve, window=50)
+        >>> state, estimate = implicit.estimate(1.0, implicit.init(jax.random.key(0), 1.0), None)
+        >>> print(f"{estimate.grad:.3f}")  # the fixed point is 2 p, its loss 4 p^2
+        8.000
+
+    References: Bai, Kolter and Koltun, NeurIPS 2019; Lorraine, Vicol and Duvenaud, AISTATS 2020 (`neumann`); Bolte, Pauwels
+    and Vaiter, NeurIPS 2023 (`one-step`). Deviations: the linear system is at the state before the last step, not after it,
+    so that no further step is run.
+    """
+
+    system: System
+    window: int = static()
+    horizon: int | None = static(default=None)
+    solver: Literal["gmres", "neumann", "one-step", "dense"] = static(default="gmres")
+    terms: int = static(default=20)
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_window(OWNER, self.window, self.horizon)
+        check_counts(OWNER, terms=self.terms)
+        check_choice(OWNER, "solver", self.solver, SOLVERS)
+        object.__setattr__(self, "system", as_system(OWNER, self.system))
+
+    @property
+    def traits(self) -> Traits:
+        """What it estimates, what it needs and what it costs; how many steps `gmres` takes isn't known beforehand."""
+        vjp = VJPS[self.solver]
+        return Traits(target="exact", needs="vjp", cost=None if vjp is None else Cost(forward="1", vjp=vjp))
+
+    def init(self, key: Key, params: Params) -> ImplicitState:
+        """Return the state before the first window, which will start with a reset."""
+        params = check_params(OWNER, params)
+        key, start = jax.random.split(check_key(OWNER, key))
+        return ImplicitState(key, jnp.zeros((), jnp.int32), strong(self.system.init(start, params)))
+
+    def estimate(self, params: Params, state: ImplicitState, data: Data) -> tuple[ImplicitState, Estimate]:
+        """Return the state after one window, and the gradient of the last step's loss at a fixed point."""
+        params = check_params(OWNER, params)
+        key, start, run, end = jax.random.split(state.key, 4)
+        inner = self._begin(start, params, state)
+        early, late = self._cut(params, inner, data, run)
+        losses = jnp.zeros(0)
+        if self.window > 1:
+            inner, losses = unroll_for(OWNER, self.system, params, inner, early, run, self.window - 1)
+
+        def last(params: Params, here: jax.Array) -> tuple[tuple[jax.Array, jax.Array], State]:
+            after, losses = unroll_for(OWNER, self.system, params, _with(inner, here), late, end, 1)
+            return (_vector(after), losses), after
+
+        here = _vector(inner)
+        (there, loss), pull, after = jax.vjp(last, params, here, has_aux=True)
+        grad, left_over = self._gradient(pull, there, loss)
+        mean = jnp.concatenate([losses.astype(loss.dtype), loss]).mean()
+        info = ImplicitInfo(share_nonfinite(mean), _ratio(there - here, there), left_over)
+        return ImplicitState(key, tick(state.left, self.window, self.horizon), after), Estimate(mean, grad, info)
+
+    def _begin(self, key: Key, params: Params, state: ImplicitState) -> State:
+        def reset() -> State:
+            return strong(self.system.init(key, params))
+
+        return reset() if self.window == self.horizon else jax.lax.cond(state.left <= 0, reset, lambda: state.inner)
+
+    def _cut(self, params: Params, inner: State, data: Data, key: Key) -> tuple[Data, Data]:
+        """Split the data before the last step; data that don't fit the whole window are refused first."""
+        jax.eval_shape(lambda: unroll_for(OWNER, self.system, params, inner, data, key, self.window))
+
+        return _rows(data, slice(None, -1)), _rows(data, slice(-1, None))
+
+    def _gradient(self, pull: Callable[..., Any], there: jax.Array, loss: jax.Array) -> tuple[Params, Scalar]:
+        """Return the gradient and what the linear solve left over, given the last step's pullback."""
+        direct, b = pull((jnp.zeros_like(there), jnp.ones_like(loss)))
+        if b.size == 0 or self.solver == "one-step" or (self.solver == "neumann" and self.terms == 1):
+            return direct, _ratio(b, b)
+
+        def back(u: jax.Array) -> tuple[Params, jax.Array]:
+            return pull((u, jnp.zeros_like(loss)))
+
+        u = self._solve(lambda u: back(u)[1], b)
+        through, product = back(u)
+        return jax.tree.map(jnp.add, direct, through), _ratio(b + product - u, b)
+
+    def _solve(self, transpose: Transpose, b: jax.Array) -> jax.Array:
+        """Return u = b + D^T u, given u to D^T u."""
+        if self.solver == "neumann":
+            return _neumann(transpose, b, self.terms - 2)
+        if self.solver == "dense":
+            eye = jnp.eye(b.size, dtype=b.dtype)
+            return jnp.linalg.solve(eye - jax.vmap(transpose, out_axes=1)(eye), b)
+        options = {"tol": self.tol, "restart": self.terms, "maxiter": 1, "solve_method": "incremental"}
+        return gmres(lambda u: u - transpose(u), b, **options)[0]
+
+
+def _rows(data: Data, keep: slice) -> Data:
+    def is_repeat(leaf: Any) -> bool:
+        return isinstance(leaf, Repeat)
+
+    return jax.tree.map(lambda leaf: leaf if is_repeat(leaf) else leaf[keep], data, is_leaf=is_repeat)
+
+
+def _neumann(transpose: Transpose, b: jax.Array, powers: int) -> jax.Array:
+    """Return b + D^T b + ... + (D^T)^powers b."""
+
+    def add(_: int, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        total, power = now
+        power = transpose(power)
+        return total + power, power
+
+    return jax.lax.fori_loop(0, powers, add, (b, b))[0]
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> Scalar:
+    """Return |part| / |whole|, and |part| where the whole is 0."""
+    size = jnp.linalg.norm(whole)
+    return jnp.linalg.norm(part) / jnp.where(size == 0, 1, size)
+
+
+def _vector(state: State) -> jax.Array:
+    """Return the floating numbers of a state as one real vector."""
+    return ravel(_reals(state))[0]
+
+
+def _reals(state: State) -> list[jax.Array]:
+    leaves = [leaf for leaf in jax.tree.leaves(state) if is_inexact(leaf)]
+    parts = [[leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf] for leaf in leaves]
+    return [jnp.zeros(0, jnp.float32), *(part for pair in parts for part in pair)]
+
+
+def _with(state: State, vector: jax.Array) -> State:
+    """Put new floating numbers into a state."""
+    parts = iter(ravel(_reals(state))[1](vector)[1:])
+    leaves, treedef = jax.tree.flatten(state)
+
+    def renew(leaf: Any) -> Any:
+        if not is_inexact(leaf):
+            return leaf
+        return jax.lax.complex(next(parts), next(parts)) if jnp.iscomplexobj(leaf) else next(parts)
+
+    return jax.tree.unflatten(treedef, [renew(leaf) for leaf in leaves])
