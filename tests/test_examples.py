@@ -157,12 +157,23 @@ def close(seen, kept, tolerance, where):
     np.testing.assert_allclose(seen[finite], kept[finite], rtol=tolerance, atol=tolerance * scale, err_msg=where)
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "variance"])
 def test_a_short_run_is_the_golden_one(script, golden, name):
     kept = golden(name)
     result = script(name).run(seeds=kept["seeds"], quick=True)
     assert json.loads(json.dumps(result.config)) == kept["quick"]["config"]
     close(result.curve, kept["quick"]["curve"], kept["tolerance"]["relative"], name)
+
+
+@pytest.mark.parametrize("part", ["linear", "LSTM", "RNN"])
+def test_a_short_run_of_each_part_of_variance_is_the_golden_one(script, golden, part):
+    kept, curve = golden("variance"), {}
+    variance = script("variance")
+    config = variance.settings(seeds=kept["seeds"], quick=True)
+    assert config == kept["quick"]["config"]
+    assert part in variance.PARTS
+    variance.measure(part, config, curve)
+    close(curve, {name: kept["quick"]["curve"][name] for name in curve}, kept["tolerance"]["relative"], part)
 
 
 @every

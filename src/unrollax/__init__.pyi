@@ -1,3 +1,4 @@
+from ._bounds import bounded as bounded
 from ._checkpoint import load_params as load_params
 from ._checkpoint import save_params as save_params
 from ._errors import Diverged as Diverged

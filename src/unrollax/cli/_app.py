@@ -44,13 +44,14 @@ def root(
 def train(
     target: Annotated[str, typer.Argument(help="A recipe, path/to/file.py:name, or the run.toml of an earlier run.")],
     estimator: Annotated[
-        str | None, typer.Option(help="bptt, tbptt, es, pes, nres, es-single or forward-gradient.")
+        str | None,
+        typer.Option(help="bptt, tbptt, rtrl, es, pes, nres, ...; its other options: --set estimator.KEY=VALUE."),
     ] = None,
     window: Annotated[int | None, typer.Option(help="Steps to an update.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Steps between resets, a multiple of the window.")] = None,
     pairs: Annotated[int | None, typer.Option(help="Antithetic pairs of an evolution strategy.")] = None,
     std: Annotated[float | None, typer.Option(help="Standard deviation of an evolution strategy's noise.")] = None,
-    directions: Annotated[int | None, typer.Option(help="Directions of a forward gradient.")] = None,
+    directions: Annotated[int | None, typer.Option(help="Directions of forward-gradient or uoro.")] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad or lion.")
     ] = None,
@@ -59,7 +60,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="All randomness comes from it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; a new one under runs/ by default.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the target.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the target, or estimator.KEY=VALUE."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
@@ -68,8 +70,13 @@ def train(
     from unrollax._run import is_taken
     from unrollax.cli._config import UsageError, parse_set, resolve
 
+    try:
+        options, more = parse_set(set_ or [])
+    except UsageError as error:
+        fail(str(error))
     given: dict[str, Any] = {
         "estimator": {
+            **more,
             "name": estimator,
             "window": window,
             "horizon": horizon,
@@ -84,7 +91,7 @@ def train(
     if out is not None and is_taken(out):
         fail(f"--out must be a new or empty folder, got {out}. Choose another, or remove it.")
     try:
-        config = resolve(target, given, parse_set(set_ or []))
+        config = resolve(target, given, options)
     except UsageError as error:
         fail(str(error))
     from unrollax.cli._train import train_target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,15 +12,25 @@ from unrollax._errors import nearest, nearest_multiple
 from unrollax.recipes._options import RECIPES, Recipe
 
 # Which options each estimator takes; a test holds them against the classes.
+_EVOLUTION = ("window", "horizon", "pairs", "std", "stagger", "shaping", "control", "noise")
 ESTIMATORS: dict[str, tuple[str, ...]] = {
-    "bptt": ("horizon",),
-    "tbptt": ("window", "horizon"),
-    "es": ("window", "horizon", "pairs", "std"),
-    "pes": ("window", "horizon", "pairs", "std"),
-    "nres": ("window", "horizon", "pairs", "std"),
-    "es-single": ("window", "horizon", "pairs", "std"),
-    "forward-gradient": ("window", "horizon", "directions"),
+    "bptt": ("horizon", "memory"),
+    "tbptt": ("window", "horizon", "overlap", "memory"),
+    "randomized-tbptt": ("window", "horizon", "survival"),
+    "rtrl": ("window", "horizon", "mode"),
+    "snap": ("window", "horizon", "order"),
+    "uoro": ("window", "horizon", "directions"),
+    "forward-gradient": ("window", "horizon", "directions", "resample"),
+    "es": _EVOLUTION,
+    "full-es": _EVOLUTION[1:],
+    "pes": _EVOLUTION,
+    "nres": _EVOLUTION,
+    "es-single": _EVOLUTION,
+    "guided-es": ("window", "horizon", "pairs", "std", "subspace", "alpha"),
+    "implicit": ("window", "horizon", "solver", "terms", "tol"),
 }
+# Options with a flag of their own; the others are set with --set estimator.KEY=VALUE.
+FLAGS = ("window", "horizon", "pairs", "std", "directions")
 OPTIMIZERS = ("adagrad", "adam", "adamw", "lion", "momentum", "nesterov", "rmsprop", "sgd")
 
 
@@ -41,6 +51,21 @@ class EstimatorConfig(_Strict):
     pairs: int | None = Field(None, ge=1)
     std: float | None = Field(None, gt=0)
     directions: int | None = Field(None, ge=1)
+    stagger: bool | None = None
+    shaping: Literal["rank", "centred"] | None = None
+    control: Literal["analytic"] | None = None
+    noise: Literal["stored", "regenerated"] | None = None
+    memory: int | str | None = None
+    overlap: int | None = Field(None, ge=0)
+    survival: float | None = Field(None, gt=0, le=1)
+    mode: Literal["auto", "forward", "reverse"] | None = None
+    order: int | None = Field(None, ge=1)
+    resample: bool | None = None
+    subspace: int | None = Field(None, ge=1)
+    alpha: float | None = Field(None, gt=0, le=1)
+    solver: Literal["gmres", "neumann", "one-step", "dense"] | None = None
+    terms: int | None = Field(None, ge=1)
+    tol: float | None = Field(None, gt=0)
 
 
 class OptimizerConfig(_Strict):
@@ -66,15 +91,22 @@ class RunConfig(_Strict):
         return {name: table for name, table in tables.items() if table != {}}
 
 
-def parse_set(pairs: list[str]) -> dict[str, Any]:
-    """Parse `key=value` pairs; a value is TOML if it can be read as such, else a string."""
-    options = {}
+def parse_set(pairs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parse `key=value` pairs to the target's options and the estimator's; a value is TOML if it can be, else a string."""
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set must be KEY=VALUE, got {pair!r}. For example --set rows=true")
         options[key.strip()] = _toml_value(text)
-    return options
+    mark = "estimator."
+    own = {key.removeprefix(mark): item for key, item in options.items() if key.startswith(mark)}
+    return {key: item for key, item in options.items() if not key.startswith(mark)}, own
+
+
+def flag(option: str) -> str:
+    """Return how an estimator's option is given."""
+    return f"--{option}" if option in FLAGS else f"--set estimator.{option}"
 
 
 def _toml_value(text: str) -> Any:
@@ -155,7 +187,7 @@ def _check_names(config: RunConfig) -> None:
         taken = ESTIMATORS[name]
         wrong = [key for key, item in config.estimator if key != "name" and item is not None and key not in taken]
         if wrong:
-            raise UsageError(f"{name} takes no --{wrong[0]}. It takes {', '.join('--' + key for key in taken)}.")
+            raise UsageError(f"{name} takes no {flag(wrong[0])}. It takes {', '.join(map(flag, taken))}.")
     window, horizon = config.estimator.window, config.estimator.horizon
     if window and horizon and horizon % window:
         near = nearest_multiple(horizon, window)

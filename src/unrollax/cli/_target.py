@@ -8,27 +8,46 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from unrollax import estimators
 from unrollax._errors import InvalidArgument, nearest
 from unrollax._experiment import Episodes, Experiment
+from unrollax._system import rows_of
 from unrollax._types import GradientEstimator
-from unrollax.cli._config import ESTIMATORS, EstimatorConfig, OptimizerConfig, RunConfig, find_recipe, is_file_target
+from unrollax.cli._config import (
+    ESTIMATORS,
+    EstimatorConfig,
+    OptimizerConfig,
+    RunConfig,
+    find_recipe,
+    flag,
+    is_file_target,
+)
 
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "bptt": estimators.BPTT,
     "tbptt": estimators.TBPTT,
+    "randomized-tbptt": estimators.RandomizedTBPTT,
+    "rtrl": estimators.RTRL,
+    "snap": estimators.SnAp,
+    "uoro": estimators.UORO,
+    "forward-gradient": estimators.ForwardGradient,
     "es": estimators.ES,
+    "full-es": estimators.FullES,
     "pes": estimators.PES,
     "nres": estimators.NRES,
     "es-single": estimators.ESSingle,
-    "forward-gradient": estimators.ForwardGradient,
+    "guided-es": estimators.GuidedES,
+    "implicit": estimators.Implicit,
 }
+WHOLE = ("bptt", "full-es")  # a call is a horizon
 MAKERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adagrad": optax.adagrad,
     "adam": optax.adam,
@@ -125,17 +144,29 @@ def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientE
     given = config.model_dump(exclude_none=True, exclude={"name"})
     wrong = [key for key in given if key not in ESTIMATORS[name]]
     if wrong:
-        raise InvalidArgument(
-            f"{name} takes no --{wrong[0]}. It takes {', '.join('--' + k for k in ESTIMATORS[name])}."
-        )
+        raise InvalidArgument(f"{name} takes no {flag(wrong[0])}. It takes {', '.join(map(flag, ESTIMATORS[name]))}.")
     window, horizon = getattr(own, "window", None), getattr(own, "horizon", None)
-    if horizon is None and "horizon" not in given and name == "bptt":
-        raise InvalidArgument("bptt needs --horizon: the target is an endless stream.")
+    if horizon is None and "horizon" not in given and (name in WHOLE or name == "randomized-tbptt"):
+        raise InvalidArgument(f"{name} needs --horizon: the target is an endless stream.")
     horizon = given.get("horizon", horizon)
     fields = {field.name for field in dataclasses.fields(CLASSES[name])} - {"system"}
     kept = {key: getattr(own, key) for key in fields if hasattr(own, key)}  # also what has no option, such as stagger
-    known = {**DEFAULTS, **kept, "horizon": horizon, "window": _window(window, horizon), **given}
+    if "x" in fields and kept.get("x") is None:
+        kept["x"] = _one_step(name, experiment.data)
+    window = None if name in WHOLE else _window(window, horizon)
+    known = {**DEFAULTS, **kept, "horizon": horizon, "window": window, **given}
     return CLASSES[name](system=experiment.system, **{key: item for key, item in known.items() if key in fields})
+
+
+def _one_step(name: str, data: Any) -> Any:
+    """Return one step of data, as an example for estimators that keep some: zeros of its shapes and dtypes."""
+    if isinstance(data, Iterator):
+        raise InvalidArgument(f"{name} must know one step of data, and an iterator can't be looked at. Make it a list.")
+    if callable(data):
+        rows = jax.eval_shape(lambda: rows_of(name, data(jnp.int32(0), 1), 1))
+    else:
+        rows = None if data is None else jax.eval_shape(lambda window: window, next(iter(data)))
+    return jax.tree.map(lambda row: jnp.zeros(row.shape[1:], row.dtype), rows)
 
 
 def name_of(estimator: Any) -> str | None:
@@ -156,9 +187,10 @@ def resolved(config: RunConfig, experiment: Experiment) -> RunConfig:
     config = config.model_copy(update={"steps": config.steps or experiment.steps})
     if name is None:
         return config  # the target's own estimator follows its options, also those set when the run is repeated
-    return config.model_copy(
-        update={"estimator": EstimatorConfig(name=name, **{k: getattr(own, k) for k in ESTIMATORS[name]})}
-    )
+    used = {key: getattr(own, key) for key in ESTIMATORS[name]}
+    # A width that is no number, such as a schedule, is the target's own, which a repeated run builds again.
+    plain = {key: item for key, item in used.items() if isinstance(item, (bool, int, float, str))}
+    return config.model_copy(update={"estimator": EstimatorConfig.model_validate({"name": name, **plain})})
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
