@@ -108,7 +108,16 @@ def main():
             )
         )
     if options.write:
-        config = {"units": UNITS, "inputs": INPUTS, **TIME, **NOISE, "directions": 32, "jax": jax.__version__}
+        count = sum(leaf.size for leaf in jax.tree.leaves(net().params(jax.random.key(1))))
+        config = {
+            "params": count,
+            "units": UNITS,
+            "inputs": INPUTS,
+            **TIME,
+            **NOISE,
+            "directions": 32,
+            "jax": jax.__version__,
+        }
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(
             json.dumps({"command": "benchmarks/costs.py --write", "config": config, "rows": rows}, indent=1) + "\n"

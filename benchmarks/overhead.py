@@ -6,9 +6,10 @@ update. Where 100 updates of a two-parameter toy go to one dispatch, the claim i
 dear `init`, the extra time of a window that starts with a reset, in units of one `init` of all particles.
 
 Programs run in one process in turn, A B A B; figures are medians of CPU time (`time.process_time`), ratios are of medians.
+Threads that wait burn CPU time too: set the variable `NPROC` to 1 to count work alone.
 `in chunks` is the bare program with as many particles at once as the estimator runs: what is left is the estimator's own.
 
-    .venv/bin/python benchmarks/overhead.py [--repeats 15] [--json] [--case NAME]
+    NPROC=1 .venv/bin/python benchmarks/overhead.py [--repeats 15] [--json] [--case NAME]
 """
 
 import argparse
@@ -26,7 +27,7 @@ import unrollax as ux
 from unrollax.estimators._chunks import pairs_in_cache
 
 MEMBERS = {"PES": ux.PES, "NRES": ux.NRES, "ES": ux.ES}
-UPDATES = 100  # to a dispatch, of a toy
+UPDATES, DISPATCHES = 100, 20  # of a toy: updates to a dispatch, dispatches to a measurement
 
 
 class Case(NamedTuple):
@@ -181,10 +182,24 @@ def bare(case, member, chunk=None):
     return jax.jit(run), (case.params, perturbed, spread, start, keys, case.data)
 
 
-def seconds(run, *args):
+def dispatches(case):
+    """Return how many dispatches make a time that the clock of CPU time can tell."""
+    return DISPATCHES if case.updates > 1 else 1
+
+
+def seconds(run, *args, times=1):
     start = time.process_time()
-    out = jax.block_until_ready(run(*args))
-    return time.process_time() - start, out
+    for _ in range(times):
+        out = jax.block_until_ready(run(*args))
+    return (time.process_time() - start) / times, out
+
+
+def seconds_on(step, state, data, times=1):
+    """`seconds` of a step that takes the state that it gave."""
+    start = time.process_time()
+    for _ in range(times):
+        state = jax.block_until_ready(step(state, data))
+    return (time.process_time() - start) / times, state
 
 
 def measure(name, member, repeats):
@@ -193,15 +208,15 @@ def measure(name, member, repeats):
     start = case.system.init(jax.random.key(5), case.params)
     chunk = pairs_in_cache((start, case.params, case.params))
     programs = {"bare": bare(case, member), "chunked": bare(case, member, chunk)}
-    _, state = seconds(step, state, case.data)
+    _, state = seconds_on(step, state, case.data)
     for run, given in programs.values():
         seconds(run, *given)
     times = {"step": [], "bare": [], "chunked": []}
     for _ in range(repeats):
-        took, state = seconds(step, state, case.data)
+        took, state = seconds_on(step, state, case.data, dispatches(case))
         times["step"].append(took)
         for which, (run, given) in programs.items():
-            times[which].append(seconds(run, *given)[0])
+            times[which].append(seconds(run, *given, times=dispatches(case))[0])
     ms = {which: 1e3 * statistics.median(values) / case.updates for which, values in times.items()}
     return {
         "case": name,
@@ -220,12 +235,12 @@ def resets(member, repeats):
     inits = jax.jit(jax.vmap(case.system.init))
     windows = case.options["horizon"] // case.options["window"]
     for _ in range(windows):
-        _, state = seconds(step, state, case.data)
+        _, state = seconds_on(step, state, case.data)
     seconds(floor, *given)
     seconds(inits, given[4], given[1])
     times = {"with": [], "without": [], "bare": [], "init": []}
     for index in range(repeats * windows):
-        took, state = seconds(step, state, case.data)
+        took, state = seconds_on(step, state, case.data)
         times["without" if index % windows else "with"].append(took)
         times["bare"].append(seconds(floor, *given)[0])
         times["init"].append(seconds(inits, given[4], given[1])[0])

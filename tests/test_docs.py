@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(page for name in ("docs", "examples", "benchmarks") for page in sorted((ROOT / name).rglob("*.md"))),
+]
 BLOCKS = [
     pytest.param(page, block, id=f"{page.relative_to(ROOT)}-{index}")
     for page in PAGES
@@ -35,6 +38,13 @@ def test_the_readmes_own_experiment_trains_under_every_estimator(tmp_path, monke
     for name in ESTIMATORS:
         result = CliRunner().invoke(app, ["train", "mine.py:decay", "--estimator", name, "--steps", "20", "-q"])
         assert result.exit_code == 0, result.output
+
+
+def test_the_page_of_choices_is_what_the_traits_and_the_measured_costs_make():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "choose", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 LINKS = [

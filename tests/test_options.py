@@ -317,3 +317,12 @@ def test_an_option_that_cannot_be_is_refused(build, says):
 def test_a_std_that_does_not_fit_the_parameters_is_refused(std, params, says):
     with pytest.raises(ux.StructureError, match=says):
         ux.PES(net, std, 2).init(KEY, params)
+
+
+@pytest.mark.parametrize("make", [partial(ux.PES, std=0.1), ux.ForwardGradient])
+def test_a_sampler_of_another_shape_is_refused(make):
+    estimator = make(net, window=2, sampler=lambda key, shape, dtype: jnp.zeros(3, dtype))
+    with pytest.raises(
+        ux.StructureError, match=r"sampler must return the shape that it is asked for, \[5\], got float64\[3\]"
+    ):
+        estimator.estimate(PARAMS, estimator.init(KEY, PARAMS), DATA[:2])

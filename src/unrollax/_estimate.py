@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._checkpointed import Memory
+from unrollax._errors import StructureError
 from unrollax._system import unroll_for
-from unrollax._tree import ravel
+from unrollax._tree import describe, ravel
 from unrollax._types import Data, Key, Params, Scalar, State, System
 
 Noise: TypeAlias = Any  # a tree like params, with leaves [count, ...]
@@ -66,7 +67,13 @@ def window_loss(
 
 def draw_vector(sampler: Sampler, key: Key, like: jax.Array) -> jax.Array:
     """Draw one noise for parameters that were raveled to the vector `like`."""
-    return sampler(key, like.shape, like.dtype).astype(like.dtype)
+    z = sampler(key, like.shape, like.dtype)
+    if jnp.shape(z) != like.shape:
+        raise StructureError(
+            f"sampler must return the shape that it is asked for, {list(like.shape)}, got {describe(z)}. It is called as "
+            "sampler(key, shape, dtype), once a draw, for all parameters as one vector."
+        )
+    return z.astype(like.dtype)
 
 
 def draw_noise(sampler: Sampler, key: Key, count: int, params: Params) -> Noise:
