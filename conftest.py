@@ -31,6 +31,15 @@ def precision(request):
         yield
 
 
+@pytest.fixture(autouse=True)
+def forgetting(request):
+    """Let go of compiled programs now and then: thousands of them slow down what follows."""
+    yield
+    request.config.tests_run = getattr(request.config, "tests_run", 0) + 1
+    if request.config.tests_run % 100 == 0:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

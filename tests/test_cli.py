@@ -268,7 +268,11 @@ def test_run_toml_repeats_the_run_to_the_bit_and_arguments_stand_above_it():
         train("a/run.toml", argument, "--out", argument)
         assert params_bytes("a") != params_bytes(argument)
     train("a/run.toml", "--estimator", "bptt", "--out", "c")
-    assert tomllib.loads(Path("c/run.toml").read_text())["estimator"] == {"name": "bptt", "horizon": 8, "memory": "full"}
+    assert tomllib.loads(Path("c/run.toml").read_text())["estimator"] == {
+        "name": "bptt",
+        "horizon": 8,
+        "memory": "full",
+    }
 
 
 @pytest.mark.usefixtures("unreported")

@@ -64,15 +64,13 @@ def command(*arguments):
         ("train text --set hidden=0", "greater than or equal to 1, got 0."),
         ("train text --set path=nowhere.txt", "text: path: there must be such a file, got 'nowhere.txt'."),
         ("train text --set path=mine.py:x", "there must be such a file"),
-        ("train mine.py:experiment --estimator pes --set estimator.shaping=ranks", 2, "estimator.shaping: "),
+        ("train mine.py:experiment --estimator pes --set estimator.shaping=ranks", "estimator.shaping: "),
         (
             "train mine.py:experiment --estimator pes --set estimator.memory=sqrt",
-            2,
             "pes takes no --set estimator.memory.",
         ),
         (
             "train mine.py:experiment --set estimator.shap=rank",
-            2,
             "there is no option 'estimator.shap'. Did you mean shaping",
         ),
         ("train mine.py:experiment --estimator pse", "no estimator is called 'pse'. Did you mean pes"),

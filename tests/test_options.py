@@ -242,11 +242,13 @@ def test_guided_noise_has_the_covariance_of_the_paper_and_the_mean_square_of_pla
     expected = alpha * np.eye(5) + (1 - alpha) * 5 / 2 * projector
     assert np.trace(expected) == pytest.approx(5)
     keys = jax.random.split(KEY, count)
-    z = np.asarray(jax.vmap(lambda key: _sampler(basis, alpha)(key, (5,), jnp.float64))(keys))
+    z = np.asarray(jax.vmap(lambda key: _sampler(ux.normal, basis, alpha)(key, (5,), jnp.float64))(keys))
     products = z[:, :, None] * z[:, None, :]
     scores = (products.mean(0) - expected) / (products.std(0) / np.sqrt(count))
     assert np.abs(scores).max() < 4.5
-    plain = np.asarray(jax.vmap(lambda key: _sampler(jnp.zeros((2, 5)), alpha)(key, (5,), jnp.float64))(keys[:20_000]))
+    plain = np.asarray(
+        jax.vmap(lambda key: _sampler(ux.normal, jnp.zeros((2, 5)), alpha)(key, (5,), jnp.float64))(keys[:20_000])
+    )
     np.testing.assert_allclose(plain.T @ plain / 20_000, np.eye(5), atol=0.05)
 
 

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import unrollax as ux
+from unrollax.testing import deal
 
 KEY = jax.random.key(3)
 PARAMS = {"w": jnp.array([0.4, -0.2]), "b": jnp.array(0.1)}
@@ -188,7 +189,7 @@ def test_divergence_names_the_step_the_loss_and_a_remedy(every, done):
 
 
 def test_divergence_tells_the_share_of_particles_that_were_not_finite():
-    sampler = lambda key, shape, dtype: jnp.array([0.5, 0.5, 0.1, 2.0])  # of eight particles 1 - 2 < 0 has no logarithm
+    sampler = deal(jnp.array([[0.5], [0.5], [0.1], [2.0]]))  # of eight particles 1 - 2 < 0 has no logarithm
     wild = ux.system(init=lambda key, p: 0.0, step=lambda p, s, x, key: (s, jnp.log(p)))
     with pytest.raises(ux.Diverged, match=r"12\.5 % of the trajectories") as caught:
         ux.fit(ux.ES(wild, std=1.0, window=1, pairs=4, sampler=sampler), sgd, 1.0, None, key=KEY, steps=2)

@@ -126,6 +126,6 @@ def remat(system: System) -> Remat:
         >>> import unrollax as ux
         >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, p * s))
         >>> ux.BPTT(ux.remat(decay), horizon=100)
-        BPTT(system=Remat(system=FunctionSystem(init=<lambda>, step=<lambda>)), horizon=100)
+        BPTT(system=Remat(system=FunctionSystem(init=<lambda>, step=<lambda>)), horizon=100, memory='full')
     """
     return Remat(system)

@@ -74,6 +74,9 @@ class Antithetic(abc.ABC):
     @property
     def traits(self) -> Traits:
         """What the estimates average to, what they need of `step` and what they cost."""
+        return self._plain_traits()
+
+    def _plain_traits(self) -> Traits:
         passes = f"{self._passes()} + 1" if self.control else self._passes()
         target = "pseudo" if self.shaping else self._target()
         return Traits(
@@ -96,7 +99,7 @@ class Antithetic(abc.ABC):
         spread = jnp.arange(count, dtype=jnp.int32) * ((self.horizon or 0) // self.window) // count * self.window
         return EvolutionState(
             key=key,
-            count=jnp.zeros((), jnp.int32),
+            windows=jnp.zeros((), jnp.int32),
             left=-spread if self.stagger else jnp.zeros(count, jnp.int32),
             age=jnp.zeros(count, jnp.int32),
             inner=None if self._is_whole() else _spread(inner, self._axes()),
@@ -117,7 +120,7 @@ class Antithetic(abc.ABC):
         kept, losses, grad = self._sweep(pairs, Kept(self._own(state.inner), state.noise), window)
         state = EvolutionState(
             key=key,
-            count=state.count + 1,
+            windows=state.windows + 1,
             left=tick(state.left, self.window, self.horizon),
             age=age + 1,
             inner=self._carry(kept.inner, mean, state, pairs, data, keys[4]),
@@ -135,7 +138,7 @@ class Antithetic(abc.ABC):
         return Pairs(
             reset=reset,
             age=jnp.broadcast_to(age, (self.pairs,)),
-            born=jnp.broadcast_to(state.count - age, (self.pairs,)),
+            born=jnp.broadcast_to(state.windows - age, (self.pairs,)),
             seeds=fresh if state.seeds is None else jnp.where(reset, fresh, state.seeds),
             start=jnp.broadcast_to(jax.random.split(start, self._trajectories()), (self.pairs,)),
             run=jax.random.split(run, self.pairs),

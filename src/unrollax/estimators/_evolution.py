@@ -148,8 +148,8 @@ class PES(Antithetic):
         >>> decay = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, p * s))
         >>> pes = ux.PES(decay, std=0.1, window=2, horizon=8, pairs=4)
         >>> state, estimate = pes.estimate(0.5, pes.init(jax.random.key(0), 0.5), None)
-        >>> state.noise.shape
-        (4,)
+        >>> state.noise.shape  # a number in params for each pair
+        (4, 1)
 
     References: Vicol, Metz and Sohl-Dickstein, ICML 2021. Deviation: the loss is the mean over the window's steps.
     """

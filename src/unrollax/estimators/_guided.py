@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,14 @@ import numpy as np
 from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument
 from unrollax._estimate import Sampler
-from unrollax._sample import normal
 from unrollax._tree import ravel
-from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, State, System, Traits
+from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, State, Traits
 from unrollax._value import static, value
 from unrollax.estimators._pairs import EvolutionState
 from unrollax.estimators._trajectory import SharedTrajectory
 
 OWNER = "GuidedES"
+NEEDS = ("forward", "jvp", "vjp")
 
 
 class GuidedState(NamedTuple):
@@ -30,7 +31,7 @@ class GuidedState(NamedTuple):
 
 
 @value
-class GuidedES:
+class GuidedES(SharedTrajectory):
     """Guided evolution strategies: `ES` whose noise prefers the span of a guide's last gradients.
 
     With an orthonormal basis U of that span (k rows, n parameters), z = sqrt(alpha) z1 + sqrt((1 - alpha) n / k) U^T z2 takes
@@ -47,7 +48,7 @@ class GuidedES:
         std: standard deviation of the perturbation, as for `ES`.
         window: steps of a call (K).
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
-        pairs: antithetic pairs; variance falls as 1 / pairs.
+        pairs: antithetic pairs; variance falls as 1 / pairs. All other options of `ES` are taken too.
         guide: an estimator on the same windows, such as `TBPTT`, whose gradients span the subspace; `None` for the estimates
             of GuidedES itself.
         subspace: how many of the last gradients span it (k).
@@ -68,11 +69,6 @@ class GuidedES:
     it, and the factor beta is 1, so that the learning rate keeps its meaning; the window is truncated.
     """
 
-    system: System
-    std: Any
-    window: int = static()
-    horizon: int | None = static(default=None)
-    pairs: int = static(default=32)
     guide: GradientEstimator | None = None
     subspace: int = static(default=4)
     alpha: float = 0.5
@@ -81,52 +77,38 @@ class GuidedES:
         check_counts(OWNER, subspace=self.subspace)
         if isinstance(self.alpha, float) and not 0 < self.alpha <= 1:
             raise InvalidArgument(f"{OWNER}: alpha must be in (0, 1], got alpha={self.alpha!r}.")
-        engine = self._evolution(normal)
-        object.__setattr__(self, "system", engine.system)
-        object.__setattr__(self, "std", engine.std)
+        SharedTrajectory.__post_init__(self)
 
     @property
     def traits(self) -> Traits:
         """What the estimates average to, what they need of `step` and what they cost."""
-        own = self._evolution(normal).traits
-        guide: Traits | None = getattr(self.guide, "traits", None)
+        own = self._plain_traits()._replace(target="pseudo")
         if self.guide is None:
-            return own._replace(target="pseudo")
-        if guide is None:
-            return Traits("pseudo", "vjp")
-        return Traits("pseudo", guide.needs)
+            return own
+        needs: Any = getattr(getattr(self.guide, "traits", None), "needs", "vjp")
+        return own._replace(needs=max(own.needs, needs, key=NEEDS.index), cost=None)
 
-    def init(self, key: Key, params: Params) -> GuidedState:
+    def init(self, key: Key, params: Params) -> GuidedState:  # type: ignore[override]
         """Return the state before the first window; until the guide has spoken, noise is plain."""
         first, second = jax.random.split(key)
-        evolution = self._evolution(normal).init(first, params)
+        evolution = SharedTrajectory.init(self, first, params)
         vector, _ = ravel(jax.tree.map(jnp.asarray, params))
         guide = None if self.guide is None else self.guide.init(second, params)
         return GuidedState(evolution, guide, jnp.zeros((self.subspace, vector.size), vector.dtype))
 
-    def estimate(self, params: Params, state: GuidedState, data: Data) -> tuple[GuidedState, Estimate]:
+    def estimate(  # type: ignore[override]
+        self, params: Params, state: GuidedState, data: Data
+    ) -> tuple[GuidedState, Estimate]:
         """Return the state after one window and the estimate of its mean step loss's gradient."""
         guide, recent = state.guide, state.recent
         if self.guide is not None:
             guide, known = self.guide.estimate(params, guide, data)
             recent = _push(recent, known.grad)
-        evolution, estimate = self._evolution(_sampler(_basis(recent), self.alpha)).estimate(
-            params, state.evolution, data
-        )
+        along = dataclasses.replace(self, sampler=_sampler(self.sampler, _basis(recent), self.alpha))
+        evolution, estimate = SharedTrajectory.estimate(along, params, state.evolution, data)
         if self.guide is None:
             recent = _push(recent, estimate.grad)
         return GuidedState(evolution, guide, recent), estimate
-
-    def _evolution(self, sampler: Sampler) -> SharedTrajectory:
-        return _Guided(self.system, self.std, self.window, self.horizon, self.pairs, sampler=sampler)
-
-
-@value
-class _Guided(SharedTrajectory):
-    """The engine under the name that messages say."""
-
-
-_Guided.__name__ = OWNER
 
 
 def _push(recent: jax.Array, grad: Params) -> jax.Array:
@@ -144,16 +126,14 @@ def _basis(rows: jax.Array) -> jax.Array:
     return jnp.where(kept[:, None], (vectors / jnp.sqrt(jnp.where(kept, values, 1))[None]).T @ rows, 0)
 
 
-def _sampler(basis: jax.Array, alpha: Any) -> Sampler:
+def _sampler(plain: Sampler, basis: jax.Array, alpha: Any) -> Sampler:
     """Return a sampler of noise with covariance alpha I + (1 - alpha) (n / k) U^T U; plain if there is no basis yet."""
     rank = (basis != 0).any(1).sum()
     share = jnp.where(rank > 0, 1 - alpha, 0.0)
 
     def draw(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         whole, inside = jax.random.split(key)
-        within = (normal(inside, (len(basis),), dtype) @ basis.astype(dtype)) * jnp.sqrt(
-            shape[0] / jnp.maximum(rank, 1)
-        )
-        return (jnp.sqrt(1 - share) * normal(whole, shape, dtype) + jnp.sqrt(share) * within).astype(dtype)
+        within = (plain(inside, (len(basis),), dtype) @ basis.astype(dtype)) * jnp.sqrt(shape[0] / jnp.maximum(rank, 1))
+        return (jnp.sqrt(1 - share) * plain(whole, shape, dtype) + jnp.sqrt(share) * within).astype(dtype)
 
     return draw

@@ -16,7 +16,7 @@ class EvolutionState(NamedTuple):
 
     Attributes:
         key: the key of all later draws.
-        count: int32 scalar, the windows so far.
+        windows: int32 scalar, the windows so far.
         left: int32 `[trajectories]`, the steps left of each trajectory's episode; 0 or less means a reset comes first.
         age: int32 `[trajectories]`, the windows of the episode so far.
         inner: the system's states, `[pairs, 2, ...]`; for `ES` those of the unperturbed trajectories, `[trajectories, ...]`.
@@ -27,7 +27,7 @@ class EvolutionState(NamedTuple):
     """
 
     key: Key
-    count: jax.Array
+    windows: jax.Array
     left: jax.Array
     age: jax.Array
     inner: State
@@ -37,7 +37,7 @@ class EvolutionState(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What a window reads of some pairs, leaves `[pairs, ...]`; `count` is the window in which the episode began."""
+    """What a window reads of some pairs, leaves `[pairs, ...]`; `born` is the window in which the episode began."""
 
     reset: jax.Array
     age: jax.Array
