@@ -103,7 +103,7 @@ def test_an_estimator_prints_as_it_is_written():
     shown = repr(ux.PES(ux.clip_loss(decay, at=5.0), std=0.1, window=2, horizon=4))
     assert shown == (
         "PES(system=ClippedLoss(system=FunctionSystem(init=<lambda>, step=<lambda>), at=5.0), std=0.1, window=2, "
-        "horizon=4, pairs=32, stagger=False, shaping=None, control=None, noise='stored', sampler=normal, chunk=None)"
+        "horizon=4, pairs=32, stagger=False, sampler=normal, chunk=None, shaping=None, control=None, noise='stored')"
     )
 
 

@@ -43,11 +43,11 @@ class Antithetic(abc.ABC):
     horizon: int | None = static(default=None)
     pairs: int = static(default=32)
     stagger: bool = static(default=False)
+    sampler: Sampler = static(default=normal)
+    chunk: int | None = static(default=None)
     shaping: Literal["rank", "centred"] | None = static(default=None)
     control: Literal["analytic"] | None = static(default=None)
     noise: Literal["stored", "regenerated"] = static(default="stored")
-    sampler: Sampler = static(default=normal)
-    chunk: int | None = static(default=None)
 
     def __post_init__(self) -> None:
         owner = name_of(self)
@@ -134,12 +134,18 @@ class Antithetic(abc.ABC):
         """Return what each pair reads: its clock, the seed of its episode, its keys of this window."""
         draw, start, run, *_ = keys
         reset = jnp.broadcast_to(state.left <= 0, (self.pairs,))
-        fresh = jax.random.split(draw, self.pairs)
+
+        def fresh() -> Key:
+            return jax.random.split(draw, self.pairs)
+
+        def held(seeds: Key) -> Key:
+            return jax.lax.cond(reset.any(), lambda: jnp.where(reset, fresh(), seeds), lambda: seeds)
+
         return Pairs(
             reset=reset,
             age=jnp.broadcast_to(age, (self.pairs,)),
             born=jnp.broadcast_to(state.windows - age, (self.pairs,)),
-            seeds=fresh if state.seeds is None else jnp.where(reset, fresh, state.seeds),
+            seeds=fresh() if state.seeds is None else held(state.seeds),
             start=jnp.broadcast_to(jax.random.split(start, self._trajectories()), (self.pairs,)),
             run=jax.random.split(run, self.pairs),
             shared=self._shared(state.inner),

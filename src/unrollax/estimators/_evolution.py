@@ -45,14 +45,14 @@ class ES(SharedTrajectory):
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`, or run one estimator a process (docs/scale.md).
         shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
             their standard deviation; the result is a direction, no gradient.
         control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
             variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
         noise: ES keeps none from window to window: either value will do.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
-        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
-            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
@@ -80,8 +80,8 @@ class FullES(SharedTrajectory):
     Args:
         system: what is unrolled.
         std: as for `ES`, like all other options.
-        horizon: steps of an episode, which the data of a call have.
-        window: left out, or the horizon.
+        window: steps of an episode, which the data of a call have.
+        horizon: the same; either of the two will do.
 
     Raises:
         InvalidArgument: no horizon, or a window that is not the horizon.
@@ -99,13 +99,15 @@ class FullES(SharedTrajectory):
     window: int = static(default=None)
 
     def __post_init__(self) -> None:
-        check_counts("FullES", horizon=self.horizon)
-        if self.window not in (None, self.horizon):
+        horizon = self.window if self.horizon is None else self.horizon
+        check_counts("FullES", horizon=horizon)
+        if self.window not in (None, horizon):
             raise InvalidArgument(
                 f"FullES: window must be the horizon, got window={self.window}, horizon={self.horizon}. Leave it out, or "
                 "take NRES for windows of a horizon."
             )
-        object.__setattr__(self, "window", self.horizon)
+        object.__setattr__(self, "horizon", horizon)
+        object.__setattr__(self, "window", horizon)
         SharedTrajectory.__post_init__(self)
 
 
@@ -130,15 +132,15 @@ class PES(Antithetic):
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`, or run one estimator a process (docs/scale.md).
         shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
             their standard deviation; the result is a direction, no gradient.
         control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
             variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
         noise: `"stored"`, or `"regenerated"` from keys: then nothing of the size pairs x params persists, and each
             window draws the noise of all earlier ones of its episode again.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
-        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
-            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
@@ -203,14 +205,14 @@ class NRES(_HeldNoise):
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.
         stagger: spread the resets of the pairs evenly over the horizon, as the paper does.
+        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
+        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
+            pairs sharded over devices set it to `pairs`, or run one estimator a process (docs/scale.md).
         shaping: `"rank"` puts centred ranks in the place of the losses, `"centred"` their deviations from the mean over
             their standard deviation; the result is a direction, no gradient.
         control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
             variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
         noise: `"stored"`, or `"regenerated"` from keys in every window: then nothing of the size pairs x params persists.
-        sampler: `sampler(key, shape, dtype)` with mean 0 and covariance I, called once a pair for all params as one vector.
-        chunk: pairs that run at once; `None` for what fits a core's cache on a CPU, and all of them elsewhere. With
-            pairs sharded over devices set it to `pairs`.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
