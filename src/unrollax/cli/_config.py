@@ -26,7 +26,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "pes": _EVOLUTION,
     "nres": _EVOLUTION,
     "es-single": _EVOLUTION,
-    "guided-es": ("window", "horizon", "pairs", "std", "subspace", "alpha"),
+    "guided-es": (*_EVOLUTION, "subspace", "alpha"),
     "implicit": ("window", "horizon", "solver", "terms", "tol"),
 }
 # Options with a flag of their own; the others are set with --set estimator.KEY=VALUE.

@@ -52,8 +52,8 @@ class ForwardGradient:
     each derivative is left in the mean with its own direction only.
 
     Target: exact, in the mean. Needs `jvp`. Cost of a call: about `1 + directions` times `window` steps, memory that
-    grows with neither but for one number a step and direction. State: one state of the system, and a tangent and a direction each. The variance is
-    that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the squared gradient. With `resample` it
+    grows with neither but for one number a step and direction. State: one state of the system, and a tangent and a direction
+    each. The variance is that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the squared gradient. With `resample` it
     is that of `PES` with `std -> 0`: it grows with the number of windows in a horizon when their losses are unrelated, and
     falls when all windows have about the same gradient.
     Use it for few parameters and long horizons. Avoid it where the exact gradient explodes.
