@@ -51,11 +51,11 @@ class ForwardGradient:
     grad = mean over directions of (v_1 + ... + v_w) (d loss / d v). As the directions of different windows are unrelated,
     each derivative is left in the mean with its own direction only.
 
-    Target: exact, in the mean. Needs `jvp`. Cost of a call: about `1 + directions` times `window` steps, memory that
-    grows with neither but for one number a step and direction. State: one state of the system, and a tangent and a direction
-    each. The variance is that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the squared gradient. With `resample` it
-    is that of `PES` with `std -> 0`: it grows with the number of windows in a horizon when their losses are unrelated, and
-    falls when all windows have about the same gradient.
+    Target: exact, in the mean. Needs `jvp`. Cost of a call: about `1 + directions` times `window` steps, memory that grows
+    with neither window nor horizon but for one number a step and direction. State: one state of the system, and a tangent
+    and a direction each. The variance is that of `NRES` with `std -> 0`: (number of parameters + 1) / directions times the
+    squared gradient. With `resample` it is that of `PES` with `std -> 0`: it grows with the number of windows in a horizon
+    when their losses are unrelated, and falls when all windows have about the same gradient.
     Use it for few parameters and long horizons. Avoid it where the exact gradient explodes.
 
     Args:
