@@ -41,8 +41,27 @@ def gru(p, h, x):
     return h, h
 
 
+def min_gru(p, h, x):
+    z = sigmoid(x @ p["wx"][:, :HIDDEN] + p["b"][:HIDDEN])
+    n = x @ p["wx"][:, HIDDEN:] + p["b"][HIDDEN:]
+    h = (1 - z) * h + z * n
+    return h, h
+
+
+def lru(p, state, x):
+    """In complex numbers."""
+    h = state[0] + 1j * state[1]
+    eigenvalue = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"]))
+    h = eigenvalue * h + np.exp(p["gamma_log"]) * (x @ (p["b_re"] + 1j * p["b_im"]))
+    return (h.real, h.imag), (h @ (p["c_re"] + 1j * p["c_im"])).real + x @ p["d"]
+
+
 CELLS = {"rnn": (ux.RNNCell, rnn, 1), "lstm": (ux.LSTMCell, lstm, 4), "gru": (ux.GRUCell, gru, 3)}
+LINEAR = {"min_gru": (ux.MinGRUCell, min_gru, 2), "lru": (ux.LRUCell, lru, None)}
+EVERY = CELLS | LINEAR
 cells = pytest.mark.parametrize("name", CELLS)
+every = pytest.mark.parametrize("name", EVERY)
+chronos = pytest.mark.parametrize("make", [ux.LSTMCell, ux.GRUCell, ux.MinGRUCell])
 
 
 def perturbed(cell):
@@ -51,14 +70,14 @@ def perturbed(cell):
     return {k: v + 0.1 * jax.random.normal(jax.random.key(i), v.shape) for i, (k, v) in enumerate(params.items())}
 
 
-@cells
+@every
 def test_a_cell_steps_as_its_equations_say(name):
-    make, literal, _ = CELLS[name]
+    make, literal, _ = EVERY[name]
     cell = make(INPUTS, HIDDEN)
     params = perturbed(cell)
     plain = {k: np.asarray(v) for k, v in params.items()}
     state = cell.init(params)
-    expected = (np.zeros(HIDDEN), np.zeros(HIDDEN)) if name == "lstm" else np.zeros(HIDDEN)
+    expected = jax.tree.map(lambda leaf: np.zeros(HIDDEN), state)
     for x in np.random.default_rng(0).normal(size=(4, INPUTS)):
         state, output = cell.step(params, state, jnp.asarray(x))
         expected, expected_output = literal(plain, expected, x)
@@ -97,9 +116,9 @@ def test_input_weights_start_glorot_uniform_gate_by_gate(name):
     assert len({block.tobytes() for block in blocks}) == gates
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru"])
+@pytest.mark.parametrize("name", ["rnn", "gru", "min_gru"])
 def test_biases_start_at_zero(name):
-    params = CELLS[name][0](INPUTS, HIDDEN).params(KEY)
+    params = EVERY[name][0](INPUTS, HIDDEN).params(KEY)
     assert not any(np.any(leaf) for key, leaf in params.items() if key.startswith("b"))
 
 
@@ -123,10 +142,150 @@ def test_chrono_biases_draw_the_memory_uniformly_and_close_the_input_gate(longes
     assert not np.any([o, g])
 
 
+@pytest.mark.parametrize("longest", [3, 10, 1000])
+@pytest.mark.parametrize(("make", "gate", "sign"), [(ux.GRUCell, 1, 1), (ux.MinGRUCell, 0, -1)])
+def test_chrono_biases_keep_the_state_of_a_gated_unit_for_the_time_that_they_were_drawn_for(make, gate, sign, longest):
+    """z multiplies the old state in the one cell and the new one in the other."""
+    hidden = 400
+    cell = make(1, hidden, chrono=longest)
+    params = cell.params(KEY)
+    blocks = np.asarray(params["b"]).reshape(-1, hidden)
+    assert not np.any(np.delete(blocks, gate, axis=0))
+    spread = (np.exp(sign * blocks[gate]) - 1) / (longest - 2)
+    assert -1e-12 <= spread.min() < 0.05
+    assert 0.95 < spread.max() <= 1
+    assert abs(spread.mean() - 0.5) < 4 * np.sqrt(1 / 12 / hidden)  # z = 4
+    still = jax.tree.map(jnp.zeros_like, params) | {"b": params["b"]}
+    kept, _ = cell.step(still, jnp.ones(hidden), jnp.zeros(1))
+    steps = 1 / (1 - np.asarray(kept))  # after one step a memory of T steps has lost 1/T
+    assert steps.min() >= 2 - 1e-9
+    assert steps.max() <= longest * (1 + 1e-9)
+
+
+@chronos
 @pytest.mark.parametrize("chrono", [2, 0, -5])
-def test_a_chrono_range_without_room_is_named(chrono):
-    with pytest.raises(ux.InvalidArgument, match=rf"^LSTMCell: chrono must be at least 3 steps, got chrono={chrono}\."):
-        ux.LSTMCell(1, 2, chrono=chrono)
+def test_a_chrono_range_without_room_is_named(make, chrono):
+    expected = rf"^{make.__name__}: chrono must be at least 3 steps, got chrono={chrono}\."
+    with pytest.raises(ux.InvalidArgument, match=expected):
+        make(1, 2, chrono=chrono)
+
+
+@chronos
+def test_without_chrono_the_other_weights_are_the_same(make):
+    """The option changes the biases of gates alone."""
+    plain, chrono = make(INPUTS, HIDDEN).params(KEY), make(INPUTS, HIDDEN, chrono=50).params(KEY)
+    assert np.any(np.asarray(plain.pop("b") != chrono.pop("b")))
+    jax.tree.map(np.testing.assert_array_equal, plain, chrono)
+
+
+def test_an_identity_network_adds_up_its_inputs():
+    """The IRNN before training: relu of the state plus a small push."""
+    cell = ux.RNNCell(INPUTS, 500, activation="relu", initial="identity")
+    params = cell.params(KEY)
+    np.testing.assert_array_equal(params["wh"], np.eye(500))
+    np.testing.assert_array_equal(params["b"], np.zeros(500))
+    weights = np.asarray(params["wx"]) / 0.001
+    assert abs(weights.mean()) < 4 / np.sqrt(weights.size)  # z = 4
+    assert abs((weights**2).mean() - 1) < 4 * np.sqrt(2 / weights.size)  # z = 4, variance of a square 2
+    start, x = jnp.linspace(-1, 2, 500), jnp.ones(INPUTS)
+    after, _ = cell.step(params, start, x)
+    np.testing.assert_allclose(after, np.maximum(start + np.asarray(params["wx"]).sum(axis=0), 0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("initial", ["orthogonal", "identity"])
+def test_the_scale_is_the_modulus_of_every_eigenvalue_at_the_start(initial):
+    params = ux.RNNCell(INPUTS, 20, initial=initial, scale=0.7).params(KEY)
+    np.testing.assert_allclose(np.abs(np.linalg.eigvals(np.asarray(params["wh"]))), np.full(20, 0.7), rtol=1e-10)
+
+
+def test_a_rectified_cell_steps_as_its_equation_says():
+    cell = ux.RNNCell(INPUTS, HIDDEN, activation="relu")
+    params = perturbed(cell)
+    h, x = np.linspace(-1, 1, HIDDEN), np.array([0.3, -2.0, 1.0])
+    expected = np.maximum(x @ params["wx"] + h @ params["wh"] + params["b"], 0)
+    assert 0 < np.count_nonzero(expected) < HIDDEN
+    np.testing.assert_allclose(cell.step(params, jnp.asarray(h), jnp.asarray(x))[1], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"activation": "gelu"}, r"activation must be one of 'tanh', 'relu', got activation='gelu'"),
+        ({"initial": "eye"}, r"initial must be one of 'orthogonal', 'identity', got initial='eye'"),
+    ],
+)
+def test_an_option_of_the_plain_cell_that_is_none_is_named(options, expected):
+    with pytest.raises(ux.InvalidArgument, match=rf"^RNNCell: {expected}\."):
+        ux.RNNCell(1, 2, **options)
+
+
+def test_linear_units_start_uniformly_on_the_ring():
+    hidden, r_min, r_max, phase = 4000, 0.4, 0.9, 1.5
+    params = ux.LRUCell(1, hidden, 1, r_min=r_min, r_max=r_max, max_phase=phase).params(KEY)
+    radius, angle = np.exp(-np.exp(np.asarray(params["nu"]))), np.exp(np.asarray(params["theta"]))
+    area, turn = (radius**2 - r_min**2) / (r_max**2 - r_min**2), angle / phase
+    for uniform in (area, turn):
+        assert 0 <= uniform.min() < 0.01
+        assert 0.99 < uniform.max() <= 1
+        assert abs(uniform.mean() - 0.5) < 4 * np.sqrt(1 / 12 / hidden)  # z = 4
+    assert abs(np.corrcoef(area, turn)[0, 1]) < 4 / np.sqrt(hidden)  # z = 4
+    np.testing.assert_allclose(np.exp(params["gamma_log"]), np.sqrt(1 - radius**2), rtol=1e-10)
+
+
+def test_white_noise_keeps_its_variance_in_a_linear_unit():
+    """The stationary variance of h is gamma^2 / (1 - |lambda|^2) times that of x B, so gamma makes them equal."""
+    cell = ux.LRUCell(1, 3, r_min=0.5, r_max=0.95)
+    params = {k: np.asarray(v) for k, v in cell.params(KEY).items()}
+    radius = np.exp(-np.exp(params["nu"]))
+    response = np.exp(params["gamma_log"]) ** 2 * (radius[None] ** (2 * np.arange(2000)[:, None])).sum(axis=0)
+    np.testing.assert_allclose(response, np.ones(3), rtol=1e-9)
+
+
+def test_weights_of_a_linear_unit_start_with_the_variances_of_the_paper():
+    params = ux.LRUCell(7, 300, 11).params(KEY)
+    variances = {"b_re": 1 / 14, "b_im": 1 / 14, "c_re": 1 / 300, "c_im": 1 / 300, "d": 1 / 7}
+    for name, variance in variances.items():
+        scaled = np.asarray(params[name]) / np.sqrt(variance)
+        assert abs((scaled**2).mean() - 1) < 4 * np.sqrt(2 / scaled.size), name  # z = 4, variance of a square 2
+    assert jax.tree.map(jnp.shape, params) == {
+        **dict.fromkeys(("nu", "theta", "gamma_log"), (300,)),
+        **dict.fromkeys(("b_re", "b_im"), (7, 300)),
+        **dict.fromkeys(("c_re", "c_im"), (300, 11)),
+        "d": (7, 11),
+    }
+
+
+@pytest.mark.parametrize("ring", [(0.0, 1.0), (0.999, 1.0), (0.0, 0.001)])
+def test_no_draw_of_a_linear_unit_is_infinite_even_in_float32(ring):
+    with jax.enable_x64(False):
+        params = ux.LRUCell(1, 20_000, 1, r_min=ring[0], r_max=ring[1]).params(KEY)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_linear_unit_is_stable_whatever_its_parameters_are():
+    cell = ux.LRUCell(INPUTS, HIDDEN)
+    params = cell.params(KEY) | {"nu": jnp.array([-30.0, 0.0, 5.0, 30.0]), "theta": jnp.full(HIDDEN, 3.0)}
+    start = (jnp.ones(HIDDEN), jnp.zeros(HIDDEN))
+    (re, im), _ = cell.step(params, start, jnp.zeros(INPUTS))
+    assert np.all(np.hypot(re, im) <= 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"r_min": 0.9, "r_max": 0.9}, r"the ring must have 0 <= r_min < r_max <= 1, got r_min=0.9, r_max=0.9"),
+        ({"r_max": 1.1}, r"the ring must have 0 <= r_min < r_max <= 1, got r_min=0.0, r_max=1.1"),
+        ({"max_phase": 0.0}, r"max_phase must be an angle in \(0, 2 pi\], got max_phase=0.0"),
+        ({"max_phase": 7.0}, r"max_phase must be an angle in \(0, 2 pi\], got max_phase=7.0"),
+    ],
+)
+def test_a_ring_that_is_none_is_named(options, expected):
+    with pytest.raises(ux.InvalidArgument, match=rf"^LRUCell: {expected}\."):
+        ux.LRUCell(1, 2, **options)
+
+
+def test_a_minimal_unit_holds_two_gates():
+    assert jax.tree.map(jnp.shape, ux.MinGRUCell(INPUTS, HIDDEN).params(KEY)) == {"wx": (3, 8), "b": (8,)}
 
 
 def test_a_forget_gate_of_one_and_an_input_gate_of_zero_keep_the_memory():
@@ -139,33 +298,18 @@ def test_a_forget_gate_of_one_and_an_input_gate_of_zero_keep_the_memory():
     np.testing.assert_allclose(h, np.tanh(memory), rtol=1e-14)
 
 
-def test_a_readout_is_linear():
-    readout = ux.Dense(2, 3)
-    params = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array([1.0, 0.0, -1.0])}
-    np.testing.assert_array_equal(readout.apply(params, jnp.array([1.0, 2.0])), [7, 9, 11])
-    drawn = readout.params(KEY)
-    assert jax.tree.map(jnp.shape, drawn) == {"w": (2, 3), "b": (3,)}
-    assert np.abs(drawn["w"]).max() <= np.sqrt(6 / 5)
-    assert not np.any(drawn["b"])
-
-
-@cells
+@every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_state_has_the_parameters_dtype(name, dtype):
-    cell = CELLS[name][0](INPUTS, HIDDEN)
+    cell = EVERY[name][0](INPUTS, HIDDEN)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), cell.params(KEY))
     before = cell.init(params)
     after, _ = cell.step(params, before, jnp.ones(INPUTS, dtype))
     assert {leaf.dtype for leaf in jax.tree.leaves((before, after))} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("make", [ux.RNNCell, ux.LSTMCell, ux.GRUCell])
+@pytest.mark.parametrize("make", [make for make, *_ in EVERY.values()])
 @pytest.mark.parametrize(("inputs", "hidden", "named"), [(0, 1, "inputs"), (1, -1, "hidden"), (1, True, "hidden")])
 def test_a_size_that_is_no_positive_whole_number_is_named(make, inputs, hidden, named):
     with pytest.raises(ux.InvalidArgument, match=rf"^{make.__name__}: {named} must be a positive whole number"):
         make(inputs, hidden)
-
-
-def test_a_readout_without_outputs_is_named():
-    with pytest.raises(ux.InvalidArgument, match=r"^Dense: outputs must be a positive whole number, got outputs=0\."):
-        ux.Dense(1, 0)

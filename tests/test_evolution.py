@@ -219,7 +219,7 @@ def test_noise_is_drawn_once_a_pair_for_all_leaves_in_the_widest_dtype():
     state, got = jax.jit(estimator.estimate)(params, estimator.init(KEY, params), None)
     assert set(calls) == {((13,), jnp.dtype("float64"))}
     assert len(np.unique(state.noise)) == 5 * 13
-    units = 0.1 * np.asarray(state.noise)
+    units = np.asarray(state.noise)
     expected = units.sum(1) @ units / 5
     got_vector = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(got.grad)])
     np.testing.assert_allclose(got_vector, expected, rtol=1e-5, atol=2e-5)
@@ -283,7 +283,42 @@ def test_windows_without_a_reset_do_not_run_init():
         assert counts == [True, False, False, True]
 
 
-@pytest.mark.parametrize("std", [0.0, -0.1, "0.1"])
+@pytest.mark.parametrize("std", [0.0, -0.1, "0.1", np.inf, np.nan, np.float32(0), np.int64(-1)])
 def test_a_std_that_is_no_positive_number_is_refused(std):
     with pytest.raises(ux.InvalidArgument, match="PES: std must be a positive number, got std="):
         ux.PES(net, std, 3, 6)
+
+
+@members
+@pytest.mark.parametrize("std", [0, -1, True, np.array(-0.1), jnp.zeros(()), jnp.array(True), object(), 1j])
+def test_a_std_that_may_have_been_an_axis_is_refused_where_it_is_used(make, std):
+    says = f"{make.__name__}: std must be a positive number, got std="
+    with pytest.raises(ux.InvalidArgument, match=says):
+        make(net, std, 3, 6).init(KEY, THETA)
+    right = make(net, STD, 3, 6)
+    with pytest.raises(ux.InvalidArgument, match=says):
+        replace(right, std=std).estimate(THETA, right.init(KEY, THETA), jnp.ones(3))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@members
+def test_noise_depends_on_no_batch_whatever_the_keys_are(make, impl):
+    """Under `vmap`, bits of these keys depend on all keys of the batch, and so would noise on `chunk` and on ages."""
+    one = make(net, STD, 2, 6, pairs=6, stagger=True)
+    runs = []
+    for estimator in (one, replace(one, noise="regenerated"), replace(one, chunk=2)):
+        scan = lambda s, x, e=estimator: jax.lax.scan(lambda s, x: e.estimate(THETA, s, x), s, x)[1]
+        runs.append(jax.jit(scan)(estimator.init(jax.random.key(1, impl=impl), THETA), jnp.ones((7, 2))))
+    for other in runs[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), other, runs[0])
+
+
+@members
+def test_twins_share_the_chance_of_a_system_whatever_the_keys_are(make):
+    def noisy(params, state, x, key):
+        return state, jax.random.normal(key)
+
+    walk = ux.system(init=lambda key, params: jax.random.normal(key), step=noisy)
+    estimator = make(walk, STD, 2, 6, pairs=4)
+    key = jax.random.key(1, impl="rbg")
+    np.testing.assert_array_equal(estimator.estimate(THETA, estimator.init(key, THETA), None)[1].grad, 0)

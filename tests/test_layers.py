@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "unrollax"
-FAMILIES = ("estimators", "systems", "recipes")
+FAMILIES = ("estimators", "kernels", "systems", "recipes")
 HEAVY = {"jax", "jaxlib", "optax", "numpy", "matplotlib", "safetensors", "sklearn"}
 # What runs before the arguments are known to be right.
 LIGHT = (
@@ -90,7 +90,8 @@ SHARED = {
         "_std",
         "_trajectory",
     },
-    "systems": set(),
+    "kernels": {"_layers", "_recurrence", "_sequence"},
+    "systems": {"_frames", "_initial", "_scan"},
     "recipes": {"_common", "_options"},
 }
 

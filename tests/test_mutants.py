@@ -163,15 +163,13 @@ def earlier_keys_changed(self, pairs, noise, window):
 
 def new_key_each_window(self, pairs, noise, window):
     """NRES that folds the window into the key that it draws its noise from again."""
-    return ux.PES._draw_at(self, pairs, pairs.age, window)
+    seeds = jax.vmap(jax.random.fold_in)(pairs.seeds, pairs.age)
+    return ux.NRES._rule(self, pairs._replace(seeds=seeds), noise, window)
 
 
-def todays_std(self, pairs, noise, window):
+def todays_std(self, pairs, kept, window):
     """NRES under a schedule: the noise has the std of its reset, the credit that of today."""
-    shift, credit = ux.NRES._rule(self, pairs, noise, window)
-    return shift, credit * jax.vmap(lambda born, age: window.std.at(born) / window.std.at(born + age))(
-        pairs.born, pairs.age
-    )[:, None]
+    return self._in_std(kept, pairs.born + pairs.age, window)[1]
 
 
 def shrinking(windows):
@@ -304,7 +302,7 @@ MUTANTS = {
     "held noise is drawn again from another key": (
         evolution(ux.NRES, REGENERATED, _rule=new_key_each_window), "mean_is_exact", CHANCE),
     "held noise is credited with the std of today": (
-        evolution(ux.NRES, {**REGENERATED, "std": shrinking}, _rule=todays_std), "mean_is_exact", CHANCE),
+        evolution(ux.NRES, {**REGENERATED, "std": shrinking}, _credit=todays_std), "mean_is_exact", CHANCE),
     "the start is not perturbed": (evolution(_begin=unperturbed_start), "mean_is_exact", MEAN),
     "a whole horizon starts unperturbed": (evolution(ux.ES, _begin=unperturbed_start), "window_is_horizon", MEAN),
     "a window of one step is not seen": (tampered(blind_to_one_step), "any_window_adds_up", MEAN),
@@ -365,16 +363,16 @@ def test_only_windows_of_one_step_show_that_these_are_not_seen():
 REAL = _antithetic.draw_vector
 
 
-def one_key_for_every_leaf(sampler, key, like):
+def one_key_for_every_leaf(owner, sampler, key, like):
     return jnp.concatenate([sampler(key, (1,), like.dtype) for _ in range(like.size)])
 
 
-def one_number_for_all_leaves(sampler, key, like):
-    return jnp.broadcast_to(REAL(sampler, key, like)[:1], like.shape)
+def one_number_for_all_leaves(owner, sampler, key, like):
+    return jnp.broadcast_to(REAL(owner, sampler, key, like)[:1], like.shape)
 
 
-def noise_on_one_leaf(sampler, key, like):
-    return REAL(sampler, key, like).at[1:].set(0)
+def noise_on_one_leaf(owner, sampler, key, like):
+    return REAL(owner, sampler, key, like).at[1:].set(0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import unrollax as ux
-from unrollax.estimators._guided import _basis, _sampler
+from unrollax.estimators._guided import Along, _basis
 from unrollax.estimators._shaping import shape_losses
 from unrollax.testing import deal
 
@@ -61,6 +61,52 @@ def test_noise_that_is_drawn_again_is_the_noise_that_was_kept_where_std_is_learn
     stored = ux.PES(net, None, window=2, horizon=6, pairs=4)
     params = ux.Gaussian(PARAMS, {"a": -2.0, "b": -1.0})
     assert_equal(run(replace(stored, noise="regenerated"), params), run(stored, params))
+
+
+@pytest.mark.parametrize("shaping", [None, "rank"])
+@pytest.mark.parametrize("make", [ux.PES, ux.NRES, ux.ESSingle])
+def test_noise_that_is_drawn_again_is_the_noise_that_was_kept_where_std_moves(make, shaping):
+    """Inside an episode: as params where it is learned, as a field where it is given."""
+    learned = make(net, None, window=2, horizon=6, pairs=4, shaping=shaping)
+    given = replace(learned, std=0.1)
+    moving = {
+        "learned": [(learned, ux.Gaussian(PARAMS, {"a": -2.0 - 0.3 * t, "b": -1.0 + 0.2 * t})) for t in range(5)],
+        "given": [(replace(given, std=0.1 + 0.05 * t), PARAMS) for t in range(5)],
+    }
+    for calls in moving.values():
+        states = [replace(calls[0][0], noise=noise).init(KEY, calls[0][1]) for noise in ("stored", "regenerated")]
+        for estimator, params in calls:
+            got = [replace(estimator, noise=noise) for noise in ("stored", "regenerated")]
+            ends = [each.estimate(params, s, DATA[:2]) for each, s in zip(got, states, strict=True)]
+            states = [state for state, _ in ends]
+            assert_equal(ends[1][1], ends[0][1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", [ux.PES, ux.NRES, ux.ESSingle])
+def test_the_mean_over_all_signs_stays_exact_where_std_moves(make):
+    """On a loss that is linear in params since the reset every sign pattern has its share, whatever the width is."""
+    slope = jnp.array([3.0, -1.0])
+    linear = ux.system(init=lambda key, p: jnp.zeros(()), step=lambda p, s, x, key: (s + p @ slope, s + p @ slope))
+    signs = np.array(list(itertools.product([1.0, -1.0], repeat=4))).reshape(16, 2, 2)
+    for std in (0.1, None):
+        estimator = make(linear, std, window=1, horizon=2, pairs=16)
+        params = [jnp.zeros(2) if std else ux.Gaussian(jnp.zeros(2), jnp.log(width)) for width in (0.1, 0.05)]
+        estimators = [estimator, replace(estimator, std=std and 0.05)]
+        state = estimator.init(KEY, params[0])
+        for t in range(2):
+            dealt = replace(estimators[t], sampler=deal(signs[:, t]))
+            state, got = dealt.estimate(params[t], state, None)
+        np.testing.assert_allclose(got.grad if std else got.grad.mean, 2 * slope, rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", [ux.ES, ux.PES, ux.NRES])
+def test_a_learned_width_may_have_a_finer_dtype_than_the_mean(make):
+    estimator = make(net, None, window=2, horizon=6, pairs=4)
+    params = ux.Gaussian(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS), jnp.float64(-2.0))
+    state = estimator.init(KEY, params)
+    after, got = jax.lax.scan(lambda s, _: estimator.estimate(params, s, DATA[:2]), state, length=4)
+    assert jax.tree.map(jnp.result_type, after.noise) == jax.tree.map(jnp.result_type, state.noise)
+    assert jax.tree.map(jnp.result_type, got.grad) == jax.tree.map(jnp.result_type, params)
 
 
 @members
@@ -242,12 +288,12 @@ def test_guided_noise_has_the_covariance_of_the_paper_and_the_mean_square_of_pla
     expected = alpha * np.eye(5) + (1 - alpha) * 5 / 2 * projector
     assert np.trace(expected) == pytest.approx(5)
     keys = jax.random.split(KEY, count)
-    z = np.asarray(jax.vmap(lambda key: _sampler(ux.normal, basis, alpha)(key, (5,), jnp.float64))(keys))
+    z = np.asarray(jax.vmap(lambda key: Along(ux.normal, basis, alpha)(key, (5,), jnp.float64))(keys))
     products = z[:, :, None] * z[:, None, :]
     scores = (products.mean(0) - expected) / (products.std(0) / np.sqrt(count))
     assert np.abs(scores).max() < 4.5
     plain = np.asarray(
-        jax.vmap(lambda key: _sampler(ux.normal, jnp.zeros((2, 5)), alpha)(key, (5,), jnp.float64))(keys[:20_000])
+        jax.vmap(lambda key: Along(ux.normal, jnp.zeros((2, 5)), alpha)(key, (5,), jnp.float64))(keys[:20_000])
     )
     np.testing.assert_allclose(plain.T @ plain / 20_000, np.eye(5), atol=0.05)
 
@@ -266,6 +312,24 @@ def test_guided_estimates_average_to_the_covariance_times_the_gradient():
     assert np.abs(scores).max() < 4.5
 
 
+@pytest.mark.parametrize("std", [0.1, jnp.array([0.1, 0.2, 0.4])])
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+def test_guided_estimates_keep_their_mean_under_the_analytic_gradient(std, alpha):
+    """On a linear loss nothing is left but the mean, S g in units of std: the same for any noise, and without variance."""
+    slope = jnp.array([1.0, -2.0, 0.5])
+    linear = ux.system(init=lambda key, p: (), step=lambda p, s, x, key: (s, p @ slope))
+    guide = jnp.array([2.0, 1.0, 0.0])
+    guide = ux.system(init=lambda key, p: (), step=lambda p, s, x, key, along=guide: (s, p @ along))
+    options = {"window": 1, "pairs": 2, "guide": ux.TBPTT(guide, window=1), "subspace": 2, "alpha": alpha}
+    guided = ux.GuidedES(linear, std, **options, control="analytic")
+    along = np.array([2.0, 1.0, 0.0]) / np.sqrt(5)
+    cov = alpha * np.eye(3) + (1 - alpha) * 3 * np.outer(along, along)
+    width = np.broadcast_to(std, 3)
+    for key in jax.random.split(KEY, 3):
+        _, got = guided.estimate(jnp.zeros(3), guided.init(key, jnp.zeros(3)), None)
+        np.testing.assert_allclose(got.grad, cov @ (width * slope) / width, rtol=1e-9)
+
+
 def test_a_guide_that_is_not_finite_leaves_the_subspace_alone():
     cusp = ux.system(init=lambda key, p: (), step=lambda p, s, x, key: (s, jnp.sqrt(jnp.abs(p)).sum()))
     guided = ux.GuidedES(cusp, 0.1, window=1, pairs=4, guide=ux.TBPTT(cusp, window=1))
@@ -279,6 +343,14 @@ def test_guided_es_follows_its_own_estimates_if_it_has_no_guide():
     state, got = guided.estimate(PARAMS, guided.init(KEY, PARAMS), DATA[:2])
     np.testing.assert_allclose(state.recent[-1], vector(got.grad))
     assert guided.traits == ux.ES(net, 0.1, window=2, horizon=6, pairs=3).traits._replace(target="pseudo")
+
+
+def test_estimates_are_mapped_over_alpha():
+    alphas, one = jnp.array([0.2, 0.9]), ux.GuidedES(net, 0.1, window=2, pairs=3)
+    grad = lambda estimator: estimator.estimate(PARAMS, estimator.init(KEY, PARAMS), DATA[:2])[1].grad
+    mapped = jax.vmap(grad, (replace(one, system=None, std=None, alpha=0),))(replace(one, alpha=alphas))
+    for i, alpha in enumerate(alphas):
+        assert_equal(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), grad(replace(one, alpha=alpha)))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +369,37 @@ def test_guided_es_follows_its_own_estimates_if_it_has_no_guide():
         (lambda: ux.PES(net, {"a": 0.1, "b": -0.1}, 2), "PES: std must be a positive number, got std=-0.1"),
         (lambda: ux.FullES(net, 0.1), "FullES: horizon must be a positive whole number, got horizon=None"),
         (lambda: ux.FullES(net, 0.1, 2, 6), "FullES: window must be the horizon, got window=2, horizon=6"),
-        (lambda: ux.GuidedES(net, 0.1, 2, alpha=0.0), r"GuidedES: alpha must be in \(0, 1\], got alpha=0.0"),
+        (lambda: ux.GuidedES(net, 0.1, 2, alpha=0.0), r"GuidedES: alpha must be a number in \(0, 1\], got alpha=0.0"),
+        (lambda: ux.GuidedES(net, 0.1, 2, alpha="x"), r"GuidedES: alpha must be a number in \(0, 1\], got alpha='x'"),
+        (lambda: ux.GuidedES(net, 0.1, 2, alpha=2).init(KEY, PARAMS), r"GuidedES: alpha .* in \(0, 1\], got alpha=2\."),
+        (lambda: ux.GuidedES(net, 0.1, 2, alpha=0).init(KEY, PARAMS), r"GuidedES: alpha .* in \(0, 1\], got alpha=0\."),
+        (
+            lambda: ux.GuidedES(net, 0.1, 2, guide=3),
+            r"GuidedES: guide must have init.*, got int without init or estimate",
+        ),
+        (lambda: ux.GuidedES(net, 0.1, 2, guide=ux.TBPTT), r"GuidedES: guide must have init.*, got the class TBPTT\."),
+        (
+            lambda: ux.GuidedES(net, 0.1, 2, guide=ux.TBPTT(net, 3)),
+            "GuidedES: the parts must have the same window, got itself with window=2, guide with window=3. Give both",
+        ),
+        (
+            lambda: ux.GuidedES(net, 0.1, 2, 4, guide=ux.TBPTT(net, 2)),
+            "GuidedES: the parts must have the same horizon, got itself with horizon=4, guide with horizon=None",
+        ),
+        (
+            lambda: ux.GuidedES(net, None, 2).init(KEY, ux.Gaussian(PARAMS, -1.0)),
+            "GuidedES: std must be given, as a width is learned from plain noise only, got std=None",
+        ),
+        (lambda: ux.GuidedES(net, 0.1, 2).init(0, PARAMS), "GuidedES: key must be a single PRNG key, got 0"),
+        (
+            lambda: ux.PES(net, 0.1, 2, 4, stagger="yes"),
+            "PES: stagger must be one of True, False, got stagger='yes'. Choose",
+        ),
+        (lambda: ux.PES(net, 0.1, 2, sampler=3), r"PES: sampler must be callable as sampler\(key, shape, dtype\), got"),
+        (
+            lambda: ux.ForwardGradient(net, 2, sampler=3),
+            "ForwardGradient: sampler must be callable as .*, got sampler=3",
+        ),
         (lambda: ux.GuidedES(net, 0.1, 2, subspace=0), "GuidedES: subspace must be a positive whole number"),
         (lambda: ux.GuidedES(net, 0.1, 2, horizon=5), "GuidedES: horizon must be a multiple of window"),
     ],
@@ -321,10 +423,12 @@ def test_a_std_that_does_not_fit_the_parameters_is_refused(std, params, says):
         ux.PES(net, std, 2).init(KEY, params)
 
 
-@pytest.mark.parametrize("make", [partial(ux.PES, std=0.1), ux.ForwardGradient])
-def test_a_sampler_of_another_shape_is_refused(make):
+@pytest.mark.parametrize(
+    ("make", "owner"), [(partial(ux.PES, std=0.1), "PES"), (ux.ForwardGradient, "ForwardGradient")]
+)
+def test_a_sampler_of_another_shape_is_refused(make, owner):
     estimator = make(net, window=2, sampler=lambda key, shape, dtype: jnp.zeros(3, dtype))
     with pytest.raises(
-        ux.StructureError, match=r"sampler must return the shape that it is asked for, \[5\], got float64\[3\]"
+        ux.StructureError, match=rf"^{owner}: sampler must return the shape .* asked for, \[5\], got float64\[3\]"
     ):
         estimator.estimate(PARAMS, estimator.init(KEY, PARAMS), DATA[:2])

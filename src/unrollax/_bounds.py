@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +29,36 @@ class Transform(NamedTuple):
     high: float
 
 
+NAMED = {
+    "log": Transform(jnp.exp, jnp.log, 0.0, np.inf),
+    "softplus": Transform(jax.nn.softplus, lambda p: p + jnp.log(-jnp.expm1(-p)), 0.0, np.inf),
+}
+
+
 def transform_of(bound: Bound) -> Transform:
     """Return the transform that a bound names."""
     if bound is None:
         return Transform(jnp.asarray, jnp.asarray, -np.inf, np.inf)
-    if bound == "log":
-        return Transform(jnp.exp, jnp.log, 0.0, np.inf)
-    if bound == "softplus":
-        return Transform(jax.nn.softplus, lambda p: p + jnp.log(-jnp.expm1(-p)), 0.0, np.inf)
-    if isinstance(bound, tuple) and len(bound) == 2 and bound[0] < bound[1]:
+    if isinstance(bound, str) and bound in NAMED:
+        return NAMED[bound]
+    if _is_range(bound) and len(bound) == 2 and bound[0] < bound[1]:
         low, high = float(bound[0]), float(bound[1])
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InvalidArgument(
+                f"bounded: a range must have finite ends, got {bound!r}. Take 'log' or 'softplus' for positive numbers."
+            )
         return Transform(
             lambda u: low + (high - low) * jax.nn.sigmoid(u), lambda p: jnp.log(p - low) - jnp.log(high - p), low, high
         )
     raise InvalidArgument(
-        f"bounded: a bound must be 'log', 'softplus', a range (low, high) with low < high, or None, got {bound!r}."
+        f"bounded: a bound must be 'log', 'softplus', a range (low, high) with low < high, or None, got {bound!r}. "
+        "Give one for each leaf or part of params."
     )
+
+
+def _is_range(bound: Any) -> TypeGuard[tuple[float, ...]]:
+    """Whether a tuple holds numbers alone: any other one is structure, as is a named one."""
+    return type(bound) is tuple and bool(bound) and all(isinstance(end, numbers.Real) for end in bound)
 
 
 class Bounds(NamedTuple):
@@ -128,13 +144,14 @@ def bounded(system: System, bounds: Any) -> Bounded:
     Args:
         system: the system whose parameters are bounded.
         bounds: a prefix of params with, for each leaf or part: `"log"` (positive, through exp), `"softplus"` (positive,
-            linear where large), `(low, high)` (through a sigmoid), or `None`.
+            linear where large), `(low, high)` with finite ends (through a sigmoid), or `None`. A tuple of two numbers is a
+            range, any other tuple is structure: `((0, 1), None)` is for params that are a tuple of two.
 
     Returns:
         A system with two more methods: `free(params)`, where training starts, and `params(free)`, what was learned.
 
     Raises:
-        InvalidArgument: an unknown bound, or `free` of parameters outside their bounds.
+        InvalidArgument: an unknown bound, a range without two finite ends, or `free` of parameters outside their bounds.
 
     Example:
         >>> import unrollax as ux
@@ -146,7 +163,7 @@ def bounded(system: System, bounds: Any) -> Bounded:
         >>> ux.unroll(positive, free, jnp.ones(()), None, jax.random.key(0), steps=3)[1]
         Array([1.    , 0.25  , 0.0625], dtype=float32)
     """
-    kinds, prefix = jax.tree.flatten(bounds, is_leaf=lambda leaf: leaf is None or isinstance(leaf, tuple))
+    kinds, prefix = jax.tree.flatten(bounds, is_leaf=lambda leaf: leaf is None or _is_range(leaf))
     for kind in kinds:
         transform_of(kind)
     return Bounded(system, Bounds(prefix, tuple(kinds)))

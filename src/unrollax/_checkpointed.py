@@ -57,9 +57,18 @@ def check_memory(owner: str, memory: Memory) -> None:
 
 
 def scan(
-    owner: str, step: Step, params: Params, state: State, xs: Any, steps: int, memory: Memory
+    owner: str,
+    step: Step,
+    params: Params,
+    state: State,
+    xs: Any,
+    steps: int,
+    memory: Memory,
+    whole: Step | None = None,
 ) -> tuple[State, jax.Array]:
     """Return what `lax.scan` of `step` returns, with a backward pass within `memory`.
+
+    `whole(params, state, rows)` does as many steps as there are rows at once; `None` runs `step` for each.
 
     The pieces take their rows out of the whole `xs` by index: to reshape `xs` would copy it.
     """
@@ -67,10 +76,13 @@ def scan(
     def body(carry: State, row: Any) -> tuple[State, jax.Array]:
         return step(params, carry, row)
 
+    def straight(carry: State, rows: Any) -> tuple[State, jax.Array]:
+        return jax.lax.scan(body, carry, rows) if whole is None else whole(params, carry, rows)
+
     def run(carry: State, begin: jax.Array, count: int, inner: Sequence[int]) -> tuple[State, jax.Array]:
         if not inner:
             rows = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, begin, count), xs)
-            return jax.lax.scan(body, carry, rows)
+            return straight(carry, rows)
         size = math.prod(inner)
 
         def piece(carry: State, begin: jax.Array) -> tuple[State, jax.Array]:
@@ -88,7 +100,7 @@ def scan(
         return carry, losses[0] if len(losses) == 1 else jnp.concatenate(losses)
 
     inner = inner_lengths(owner, memory, steps, lambda: sizes_of(step, params, state, xs))
-    return run(state, jnp.zeros((), jnp.int32), steps, inner) if inner else jax.lax.scan(body, state, xs)
+    return run(state, jnp.zeros((), jnp.int32), steps, inner) if inner else straight(state, xs)
 
 
 def inner_lengths(owner: str, memory: Memory, steps: int, sizes: Callable[[], Sizes]) -> tuple[int, ...]:

@@ -56,30 +56,32 @@ def window_loss(
     key: Key,
     window: int,
     memory: Memory = "full",
+    *,
+    whole: bool = False,
 ) -> tuple[Scalar, State]:
     """Return the mean step loss over one window and the state after it, in the order that `jax.grad(has_aux)` takes.
 
-    `memory` is what a backward pass through it may take; see `BPTT`.
+    `memory` is what a backward pass through it may take; see `BPTT`. If `whole`, the system's own `unroll` is used.
     """
-    state, losses = unroll_for(owner, system, params, state, data, key, window, memory)
+    state, losses = unroll_for(owner, system, params, state, data, key, window, memory, whole=whole)
     return losses.mean(), state
 
 
-def draw_vector(sampler: Sampler, key: Key, like: jax.Array) -> jax.Array:
+def draw_vector(owner: str, sampler: Sampler, key: Key, like: jax.Array) -> jax.Array:
     """Draw one noise for parameters that were raveled to the vector `like`."""
     z = sampler(key, like.shape, like.dtype)
     if jnp.shape(z) != like.shape:
         raise StructureError(
-            f"sampler must return the shape that it is asked for, {list(like.shape)}, got {describe(z)}. It is called as "
-            "sampler(key, shape, dtype), once a draw, for all parameters as one vector."
+            f"{owner}: sampler must return the shape that it is asked for, {list(like.shape)}, got {describe(z)}. It is "
+            "called as sampler(key, shape, dtype), once a draw, for all parameters as one vector."
         )
     return z.astype(like.dtype)
 
 
-def draw_noise(sampler: Sampler, key: Key, count: int, params: Params) -> Noise:
+def draw_noise(owner: str, sampler: Sampler, key: Key, count: int, params: Params) -> Noise:
     """Draw `count` noises, each from a key of its own: for each leaf of params an array `[count, ...]` of its dtype."""
     vector, unravel = ravel(params)
-    return jax.vmap(lambda key: unravel(draw_vector(sampler, key, vector)))(jax.random.split(key, count))
+    return jax.vmap(lambda key: unravel(draw_vector(owner, sampler, key, vector)))(jax.random.split(key, count))
 
 
 def weigh(weights: jax.Array, noise: Noise) -> Params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -13,6 +13,7 @@ from unrollax._types import Data, GradientEstimator, Params, System
 from unrollax._value import static, value
 
 Stream: TypeAlias = Callable[[Any, int], Data]
+Artifact: TypeAlias = str | Mapping[str, Sequence[float]]
 
 
 class Experiment(NamedTuple):
@@ -27,6 +28,9 @@ class Experiment(NamedTuple):
             traced int32 (`episodes` makes one); or an iterable of windows of the estimator's own length; or `None`.
         evaluate: `evaluate(params)` returns named numbers, such as a test accuracy; called now and then, and at the end.
         steps: updates of a run unless told otherwise.
+        artifacts: `artifacts(params)` returns what else belongs into the run folder, by name. A text is written as the file
+            of that name; a table `{column: numbers}` is written as CSV and drawn in the report, its other columns over its
+            first one.
     """
 
     system: System
@@ -36,6 +40,7 @@ class Experiment(NamedTuple):
     data: Stream | Iterable[Data] | None
     evaluate: Callable[[Params], Mapping[str, float]] | None = None
     steps: int = 1000
+    artifacts: Callable[[Params], Mapping[str, Artifact]] | None = None
 
 
 @value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -39,9 +40,22 @@ def normal(key: Key, shape: tuple[int, ...], dtype: Any = float) -> jax.Array:
     return numbers[:count].reshape(shape).astype(dtype)
 
 
+def threefry(key: Key) -> Key:
+    """Return a Threefry key made of any key: bits of other kinds depend, under `vmap`, on the whole batch of keys."""
+    if _is_threefry(key):
+        return key
+    words = jax.random.key_data(key).ravel()
+    first = jax.random.key(0, impl="threefry2x32")
+    return functools.reduce(jax.random.fold_in, [words[i] for i in range(words.size)], first)
+
+
+def _is_threefry(key: Key) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
+
+
 def _words(key: Key, count: int) -> jax.Array:
     """Return `[count]` words of 32 random bits; each Threefry block gives two, of which `jax.random.bits` uses one."""
-    if str(jax.random.key_impl(key)) != "threefry2x32":
+    if not _is_threefry(key):
         return jax.random.bits(key, (count,), jnp.uint32)
     words: jax.Array = threefry_2x32(jax.random.key_data(key), jax.lax.iota(jnp.uint32, count))
     return words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from unrollax._tree import describe, leaves_with_names, strong
 from unrollax._types import Data, Key, Params, State, System
 from unrollax._value import static, value
 
+Whole: TypeAlias = Callable[..., tuple[State, jax.Array]]  # (params, state, data, keys) -> (state, losses)
+
 
 @value
 class FunctionSystem:
@@ -23,17 +25,24 @@ class FunctionSystem:
 
     init: Callable[..., State] = static()
     step: Callable[..., tuple[State, jax.Array]] = static()
+    unroll: Whole | None = static(default=None, repr=False)
 
 
 def system(
-    *, init: Callable[[Key, Params], State], step: Callable[[Params, State, Any, Key], tuple[State, Any]]
+    *,
+    init: Callable[[Key, Params], State],
+    step: Callable[[Params, State, Any, Key], tuple[State, Any]],
+    unroll: Whole | None = None,
 ) -> FunctionSystem:
-    """Make a system from two functions.
+    """Make a system from two functions, or three.
 
     Args:
         init: `init(key, params) -> state`, the state at time 0, a pytree.
         step: `step(params, state, x, key) -> (state, loss)`, with a state of the same structure, shapes and dtypes and a
             scalar floating loss. `x` is one step of the data.
+        unroll: `unroll(params, state, data, keys) -> (state, losses)`, equal to as many steps as there are keys, for whoever
+            can write a faster one; `BPTT` and `TBPTT` take it. Data and losses have leaves `[steps, ...]`; in a `batched`
+            system all have the axes of the batch too, `[steps, *batch, ...]`, states `[*batch, ...]`.
 
     Example:
         >>> import unrollax as ux
@@ -47,7 +56,7 @@ def system(
         >>> losses.shape
         (4,)
     """
-    return FunctionSystem(init=init, step=step)
+    return FunctionSystem(init=init, step=step, unroll=unroll)
 
 
 def as_system(owner: str, candidate: Any) -> System:
@@ -62,7 +71,14 @@ def as_system(owner: str, candidate: Any) -> System:
         )
     if not jax.tree_util.all_leaves([candidate]):
         return cast(System, candidate)
-    return FunctionSystem(init=candidate.init, step=candidate.step)  # bound methods compare by identity
+    # bound methods compare by identity
+    return FunctionSystem(init=candidate.init, step=candidate.step, unroll=whole_form(candidate))
+
+
+def whole_form(system: Any) -> Whole | None:
+    """Return how a system runs whole windows at once, where it can."""
+    found = getattr(system, "unroll", None)
+    return found if callable(found) else None
 
 
 @value
@@ -130,16 +146,26 @@ def unroll_for(
     key: Key,
     steps: int | None,
     memory: Memory = "full",
+    *,
+    whole: bool = False,
 ) -> tuple[State, jax.Array]:
     """`unroll`, with errors that name `owner` and a backward pass within `memory`."""
     steps = _check_data(owner, data, steps)
-    return unroll_keys(owner, system, params, state, data, jax.random.split(key, steps), memory)
+    return unroll_keys(owner, system, params, state, data, jax.random.split(key, steps), memory, whole=whole)
 
 
 def unroll_keys(
-    owner: str, system: System, params: Params, state: State, data: Data, keys: Key, memory: Memory = "full"
+    owner: str,
+    system: System,
+    params: Params,
+    state: State,
+    data: Data,
+    keys: Key,
+    memory: Memory = "full",
+    *,
+    whole: bool = False,
 ) -> tuple[State, jax.Array]:
-    """Run one step for each of the keys `[steps]`."""
+    """Run one step for each of the keys `[steps]`; if `whole`, by the system's own `unroll` where it has one."""
     leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
     moving = [None if _is_repeat(leaf) else leaf for leaf in leaves]
 
@@ -148,7 +174,21 @@ def unroll_keys(
         seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
         return checked_step(owner, system, params, carry, jax.tree.unflatten(treedef, seen), step_key)
 
-    return _checkpointed.scan(owner, body, params, strong(state), (moving, keys), len(keys), memory)
+    def at_once(params: Params, carry: State, rows: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
+        assert own is not None
+        after, losses = own(params, carry, jax.tree.unflatten(treedef, rows[0]), rows[1])
+        after = strong(after)
+        _check_state(owner, carry, after)
+        return after, losses
+
+    own = whole_form(system) if whole and not any(map(_is_repeat, leaves)) else None
+    if own is not None and memory != "full" and not getattr(system, "causal", True):
+        raise InvalidArgument(
+            f'{owner}: memory must be "full" for a system that reads ahead, got memory={memory!r}. A window can\'t be cut '
+            "into pieces for it."
+        )
+    run = None if own is None else at_once
+    return _checkpointed.scan(owner, body, params, strong(state), (moving, keys), len(keys), memory, run)
 
 
 def checked_step(owner: str, system: System, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:

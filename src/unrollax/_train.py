@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrollax._check import check_counts, check_params
+from unrollax._check import check_counts, check_like, check_params
 from unrollax._errors import Diverged, InvalidArgument
 from unrollax._feed import Stacked, Traced, feeds_of, gather
 from unrollax._tree import Static, all_finite, combine, is_inexact, leaves_with_names, partition, strong
@@ -165,8 +165,8 @@ def fit(
 
     Raises:
         Diverged: a parameter became NaN or infinite.
-        InvalidArgument: a count is no positive whole number, or the iterable ended early.
-        StructureError: data, parameters or the system's state don't fit.
+        InvalidArgument: a count is no positive whole number, state is no `TrainState`, or the iterable ended early.
+        StructureError: data, parameters, the system's state or the state to continue from don't fit.
 
     Example:
         >>> import optax, unrollax as ux
@@ -178,7 +178,7 @@ def fit(
     check_counts("fit", steps=steps, every=every)
     _check_parts(estimator, optimizer)
     training = Training(estimator, optimizer)
-    state = training.init(key, params) if state is None else jax.tree.map(jnp.copy, state)
+    state = training.init(key, params) if state is None else _continued(training, state)
     every = min(every, steps)
     feeds = feeds_of(data, every, steps)
     feed, start, seconds = next(feeds), int(state.step), 0.0
@@ -223,6 +223,17 @@ def _check_parts(estimator: Any, optimizer: Any) -> None:
         if isinstance(part, type) or not all(callable(getattr(part, name, None)) for name in names):
             got = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
             raise InvalidArgument(f"fit: {owner} must have {' and '.join(names)}, got {got}. {remedy}")
+
+
+def _continued(training: Training, state: Any) -> TrainState:
+    """Return a copy of a state; raise unless it is one of this training."""
+    if not isinstance(state, TrainState):
+        remedy = "Pass run.state." if isinstance(state, Fit) else "Pass the state of what an earlier fit returned."
+        raise InvalidArgument(f"fit: state must be a TrainState, got {type(state).__name__}. {remedy}")
+    state = jax.tree.map(jnp.copy, state)
+    like = jax.eval_shape(training.init, jax.random.key(0), state.params)
+    check_like("fit", "state", state, like, "Continue with the estimator, optimizer and system that it comes from.")
+    return state
 
 
 def _run(training: Training, feed: Any, state: TrainState, count: int, size: int) -> tuple[TrainState, Metrics]:

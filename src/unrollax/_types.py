@@ -17,7 +17,8 @@ Key: TypeAlias = jax.Array  # from jax.random.key(seed)
 class System(Protocol):
     """What is unrolled: the body of a `lax.scan`, with parameters.
 
-    Any object with these two methods is a system; `unrollax.system(init=, step=)` makes one from two functions.
+    Any object with these two methods is a system; `unrollax.system(init=, step=)` makes one from two functions. It may also
+    offer `unroll(params, state, data, keys)` for a whole window at once; see there.
     """
 
     def init(self, key: Key, params: Params, /) -> State:

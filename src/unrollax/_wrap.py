@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_counts
-from unrollax._system import as_system
+from unrollax._check import NOT_NAN, check_counts, check_number
+from unrollax._system import Whole, as_system, whole_form
 from unrollax._types import Key, Params, State, System
 from unrollax._value import static, value
 
@@ -33,6 +33,26 @@ class Batched:
         keys = jax.random.split(key, self.count)
         after, losses = jax.vmap(self.system.step, (None, 0, 0, 0))(params, state, x, keys)
         return after, losses.mean()
+
+    @property
+    def unroll(self) -> Whole | None:
+        """Whole windows of all examples at once, where the system offers it."""
+        own = whole_form(self.system)
+
+        def run(params: Params, state: State, data: Any, keys: Key) -> tuple[State, jax.Array]:
+            split = jax.vmap(lambda key: jax.random.split(key, self.count))
+            for _ in range(keys.ndim - 1):
+                split = jax.vmap(split)
+            assert own is not None
+            after, losses = own(params, state, data, split(keys))
+            return after, losses.mean(-1)
+
+        return run if own else None
+
+    @property
+    def causal(self) -> bool:
+        """Whether a step reads nothing that comes later."""
+        return getattr(self.system, "causal", True)
 
 
 def batched(system: System, n: int) -> Batched:
@@ -87,6 +107,9 @@ def clip_loss(system: System, *, at: float) -> ClippedLoss:
         system: the system whose loss is bounded.
         at: the largest loss of a step.
 
+    Raises:
+        InvalidArgument: at is no number.
+
     Example:
         >>> import unrollax as ux
         >>> wild = ux.system(init=lambda k, p: jnp.ones(()), step=lambda p, s, x, k: (p * s, jnp.log(p * s)))
@@ -94,6 +117,7 @@ def clip_loss(system: System, *, at: float) -> ClippedLoss:
         >>> ux.unroll(tame, -1.0, tame.init(None, -1.0), None, jax.random.key(0), steps=2)[1]
         Array([10.,  0.], dtype=float32)
     """
+    check_number("clip_loss", "at", at, NOT_NAN, used=True)
     return ClippedLoss(system, at)
 
 

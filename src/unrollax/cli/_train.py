@@ -17,10 +17,10 @@ import typer
 
 from unrollax._errors import Diverged, InvalidArgument, StructureError
 from unrollax._experiment import Experiment, Windows
-from unrollax._report import Curve, render
+from unrollax._report import Curve, Plot, render, score_plots
 from unrollax._run import RunFolder, plain
 from unrollax._train import Progress, fit
-from unrollax.cli import _target
+from unrollax.cli import _artifacts, _target
 from unrollax.cli._config import RunConfig, is_file_target
 from unrollax.cli._progress import ProgressLine
 
@@ -63,6 +63,7 @@ class _Run:
         self.params = experiment.params
         self.history: list[tuple[int, float, float]] = []
         self.scores: dict[str, list[tuple[int, float]]] = {}
+        self.plots: list[Plot] = []
         self.last: Progress | None = None
 
     def go(self) -> int:
@@ -71,7 +72,10 @@ class _Run:
         self.folder.write_config(self.config.to_toml(), *notes)
         environment = self.folder.write_environment()
         failure = self._fit()
-        self.folder.save(self.params)
+        try:
+            self._keep()
+        except Exception as error:
+            failure = failure or _explain(self.config, error)
         self._write_report(environment, failure)
         self.folder.close()
         self._print_result()
@@ -132,8 +136,13 @@ class _Run:
             )
         for name, score in scores.items():
             self.scores.setdefault(name, []).append((step, float(score)))
-        self.folder.save(self.params)  # for those who can't wait for the end, or don't reach it
+        self._keep()  # for those who can't wait for the end, or don't reach it
         return scores
+
+    def _keep(self) -> None:
+        self.folder.save(self.params)
+        if self.experiment.artifacts is not None:
+            self.plots = _artifacts.keep(self.folder.path, self.experiment.artifacts(self.params))
 
     def _result(self) -> dict[str, Any]:
         final = {name: points[-1][1] for name, points in self.scores.items()}
@@ -163,7 +172,7 @@ class _Run:
 
     def _write_report(self, environment: Mapping[str, Any], failure: Failure | None) -> None:
         steps, losses, norms = zip(*self.history, strict=True) if self.history else ((), (), ())
-        curves = [Curve(name, name, *zip(*points, strict=True)) for name, points in self.scores.items()]
+        curves: list[Curve | Plot] = [*self.plots, *score_plots(self.scores)]
         if self.history:
             curves.append(Curve("Training loss", "mean step loss", steps, losses))
             curves.append(Curve("Gradient", "norm of the estimate", steps, norms))
@@ -194,7 +203,7 @@ def _slug(target: str) -> str:
 
 
 def _snake(scores: Mapping[str, Any]) -> dict[str, Any]:
-    names = {name: re.sub(r"\W+", "_", name) for name in scores}
+    names = {name: re.sub(r"\W+", "_", name).strip("_") or "_" for name in scores}
     return {f"evaluate_{key}" if key in OWN else key: scores[name] for name, key in names.items()}
 
 

@@ -6,7 +6,8 @@ window from each twin's own state,
     grad = 1 / (2 pairs) sum_i c_i [ L(theta + e_i) - L(theta - e_i) ],    e = std z,    c = z / std, summed over windows.
 
 Every pair draws z from a key of its own, its seed, so that its noise depends neither on `chunk` nor on whether it is kept or
-drawn again. Pairs run a chunk at a time: noise, particles and their share of the gradient stay in cache.
+drawn again. To that end all keys are Threefry keys, made at `init` of keys of other kinds, whose bits depend under `vmap` on
+the whole batch. Pairs run a chunk at a time: noise, particles and their share of the gradient stay in cache.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
+from unrollax._check import check_choice, check_counts, check_key, check_params, check_sampler, check_window
 from unrollax._errors import InvalidArgument
 from unrollax._estimate import Info, Sampler, draw_vector, name_of, share_nonfinite, tick, window_loss
-from unrollax._sample import normal
+from unrollax._sample import normal, threefry
 from unrollax._system import as_system
 from unrollax._tree import all_finite, ravel, strong, where
 from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, State, System, Traits
@@ -28,7 +29,7 @@ from unrollax._value import static, value
 from unrollax.estimators._chunks import in_chunks, pairs_in_cache
 from unrollax.estimators._pairs import EvolutionState, Kept, Pairs, Window
 from unrollax.estimators._shaping import SHAPINGS, shape_losses
-from unrollax.estimators._std import as_std, mean_of, std_of
+from unrollax.estimators._std import Std, as_std, mean_of, std_of
 
 Target = Literal["exact", "smoothed", "truncated", "pseudo"]
 
@@ -56,6 +57,8 @@ class Antithetic(abc.ABC):
         check_choice(owner, "shaping", self.shaping, (None, *SHAPINGS))
         check_choice(owner, "control", self.control, (None, "analytic"))
         check_choice(owner, "noise", self.noise, ("stored", "regenerated"))
+        check_choice(owner, "stagger", self.stagger, (True, False))
+        check_sampler(owner, self.sampler)
         if self.stagger and self.horizon is None:
             raise InvalidArgument(
                 f"{owner}: stagger=True spreads resets over a horizon, got horizon=None. Give a horizon."
@@ -69,7 +72,7 @@ class Antithetic(abc.ABC):
 
     @abc.abstractmethod
     def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
-        """Return by how much the pairs are shifted, and what they are credited with, both `[pairs, d]`."""
+        """Return by how much the pairs are shifted, and the noise that they keep, both `[pairs, d]`."""
 
     @property
     def traits(self) -> Traits:
@@ -94,7 +97,8 @@ class Antithetic(abc.ABC):
         owner, count = name_of(self), self._trajectories()
         params = check_params(owner, params)
         mean = mean_of(owner, self.std, params)
-        key, start, draw = jax.random.split(check_key(owner, key), 3)
+        std = std_of(owner, self.std, params, self.pairs)
+        key, start, draw = jax.random.split(threefry(check_key(owner, key)), 3)
         inner = strong(self.system.init(start, mean))
         spread = jnp.arange(count, dtype=jnp.int32) * ((self.horizon or 0) // self.window) // count * self.window
         return EvolutionState(
@@ -104,7 +108,7 @@ class Antithetic(abc.ABC):
             age=jnp.zeros(count, jnp.int32),
             inner=None if self._is_whole() else _spread(inner, self._axes()),
             seeds=jax.random.split(draw, self.pairs) if self._holds() else None,
-            noise=self._no_noise(owner, params),
+            noise=self._no_noise(std, ravel(mean)[0].dtype),
             control=inner if self.control else None,
         )
 
@@ -116,7 +120,8 @@ class Antithetic(abc.ABC):
         age = jnp.where(state.left <= 0, 0, state.age)
         pairs = self._gather(state, age, keys)
         slope, control = self._slope(mean, state, data, keys[3])
-        window = Window(*ravel(mean), std_of(name_of(self), self.std, params, self.pairs), data, slope)
+        std = std_of(name_of(self), self.std, params, self.pairs)
+        window = Window(*ravel(mean), std, state.windows, data, slope)
         kept, losses, grad = self._sweep(pairs, Kept(self._own(state.inner), state.noise), window)
         state = EvolutionState(
             key=key,
@@ -164,12 +169,13 @@ class Antithetic(abc.ABC):
 
         kept, losses, sums = in_chunks(run, pairs, kept, nothing, self.pairs, chunk)
         if not self.shaping:
-            return kept, losses, window.std.gradient(sums, losses, window.slope)
+            known = None if window.slope is None else self._known(window.slope, window)
+            return kept, losses, window.std.gradient(sums, losses, known)
 
         # The utilities are known only when all losses are: what is credited is looked up or drawn once more.
         def again(pieces: tuple[Pairs, jax.Array], noise: jax.Array | None) -> tuple[Any, None, jax.Array]:
-            credit = noise if noise is not None else self._rule(pieces[0], None, window)[1]
-            return noise, None, window.std.weigh(pieces[1], credit)
+            kept = noise if noise is not None else self._rule(pieces[0], None, window)[1]
+            return noise, None, window.std.weigh(pieces[1], self._credit(pieces[0], kept, window))
 
         utilities = shape_losses(self.shaping, losses)
         _, _, sums = in_chunks(again, (pairs, utilities), kept.noise, nothing, self.pairs, chunk)
@@ -177,7 +183,7 @@ class Antithetic(abc.ABC):
 
     def _run(self, pairs: Pairs, kept: Kept, window: Window) -> tuple[Kept, jax.Array, jax.Array]:
         """Run one window of both twins of some pairs, which share every key of the system."""
-        shift, credit = self._rule(pairs, kept.noise, window)
+        shift, noise = self._rule(pairs, kept.noise, window)
         twins = (window.theta[None, None] + jnp.stack([shift, -shift], 1)).reshape(-1, window.theta.size)
         params = jax.vmap(window.unravel)(twins)
         inner = self._begin(pairs, params, self._stand(pairs, kept))
@@ -189,11 +195,10 @@ class Antithetic(abc.ABC):
         losses, after = jax.vmap(run)(params, _merge(inner), jnp.repeat(pairs.run, 2))
         losses = losses.reshape(-1, 2)
         explained = 0.0 if window.slope is None else (shift @ window.slope).astype(losses.dtype)
-        noise = None if kept.noise is None else credit
         return (
-            Kept(None if self._is_whole() else self._own(_split(after)), noise),
+            Kept(None if self._is_whole() else self._own(_split(after)), None if kept.noise is None else noise),
             losses,
-            window.std.weigh(losses, credit, explained),
+            window.std.weigh(losses, self._credit(pairs, noise, window), explained),
         )
 
     def _begin(self, pairs: Pairs, twins: Params, stand: State) -> State:
@@ -215,12 +220,15 @@ class Antithetic(abc.ABC):
 
     def _draw(self, seeds: Key, born: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
         """Draw a noise from each seed: the shift, and its credit."""
+        return self._in_std(self._units(seeds, window), born, window)
 
-        def draw(seed: Key, time: jax.Array) -> tuple[jax.Array, jax.Array]:
-            z = draw_vector(self.sampler, seed, window.theta)
-            return z * window.std.at(time), window.std.credit(z, time)
+    def _units(self, seeds: Key, window: Window) -> jax.Array:
+        """Draw a noise from each seed, in units of std."""
+        return jax.vmap(lambda seed: draw_vector(name_of(self), self.sampler, seed, window.theta))(seeds)
 
-        return jax.vmap(draw)(seeds, born)
+    def _in_std(self, units: jax.Array, born: jax.Array, window: Window) -> tuple[jax.Array, jax.Array]:
+        """Return the shift that each noise makes, and its credit."""
+        return jax.vmap(lambda z, time: (z * window.std.at(time), window.std.credit(z, time)))(units, born)
 
     def _slope(self, params: Params, state: EvolutionState, data: Data, key: Key) -> tuple[jax.Array | None, State]:
         """Return the gradient of an unperturbed window by reverse mode (0 if it is not finite), and the state after."""
@@ -260,10 +268,21 @@ class Antithetic(abc.ABC):
     def _carry(self, after: State, params: Params, state: EvolutionState, pairs: Pairs, data: Data, key: Key) -> State:
         return after
 
-    def _no_noise(self, owner: str, params: Params) -> jax.Array | None:
-        std = std_of(owner, self.std, params, self.pairs)
-        dtype = ravel(mean_of(owner, self.std, params))[0].dtype
-        return jnp.zeros((self.pairs, std.size + std.logs), dtype) if self.noise == "stored" else None
+    def _no_noise(self, std: Std, dtype: Any) -> jax.Array | None:
+        return jnp.zeros((self.pairs, self._width(std)), dtype) if self.noise == "stored" else None
+
+    # What is kept is what is credited, and noise has the covariance I: `_HeldNoise` and `GuidedES` say otherwise.
+
+    def _width(self, std: Std) -> int:
+        return std.size + std.logs
+
+    def _credit(self, pairs: Pairs, kept: jax.Array, window: Window) -> jax.Array:
+        """Return what pairs are credited with, given the noise that they keep."""
+        return kept
+
+    def _known(self, slope: jax.Array, window: Window) -> jax.Array:
+        """Return the mean of the credit times the rise that a slope explains."""
+        return slope
 
 
 def _spread(tree: Any, axes: tuple[int, ...]) -> Any:

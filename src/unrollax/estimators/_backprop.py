@@ -68,7 +68,9 @@ class _Backprop(abc.ABC):
     def _one_window(self, params: Params, state: BackpropState, data: Data, start: Key, steps: Key) -> Any:
         def loss(params: Params) -> tuple[Scalar, tuple[State, Any]]:
             inner = self._begin(start, params, state)
-            mean, inner = window_loss(name_of(self), self.system, params, inner, data, steps, self.window, self.memory)
+            mean, inner = window_loss(
+                name_of(self), self.system, params, inner, data, steps, self.window, self.memory, whole=True
+            )
             return mean, (inner, ())
 
         return jax.value_and_grad(loss, has_aux=True)(params)

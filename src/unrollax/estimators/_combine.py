@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_counts, check_key, check_params
+from unrollax._check import FINITE, FROM_ZERO_TO_ONE, check_counts, check_key, check_number, check_params
 from unrollax._errors import InvalidArgument
 from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, Scalar, State
 from unrollax._value import static, value
@@ -240,7 +240,8 @@ def mix(
         An estimator with the window and horizon of both.
 
     Raises:
-        InvalidArgument: windows or horizons differ, weight is neither, or samples or decay go with a fixed weight.
+        InvalidArgument: windows or horizons differ, weight is neither, decay is not in [0, 1], or samples or decay go with
+            a fixed weight.
 
     Example:
         >>> import unrollax as ux
@@ -256,10 +257,12 @@ def mix(
     if isinstance(weight, str):
         if weight != "inverse-variance":
             raise InvalidArgument(f"mix: weight must be a number or 'inverse-variance', got weight={weight!r}.")
+        check_number("mix", "decay", 0.0 if decay is None else decay, FROM_ZERO_TO_ONE, used=True)
         return AdaptiveMix(first, second, 0.0 if decay is None else decay, COPIES if samples is None else samples)
     if samples is not None or decay is not None:
         raise InvalidArgument(
             f"mix: samples and decay are for weight='inverse-variance', got weight={weight!r}. "
             "Leave them out, or wrap the mix in unrollax.mean_over."
         )
+    check_number("mix", "weight", weight, FINITE, used=True)
     return Mix(first, second, weight)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_key, check_params
+from unrollax._check import FINITE, FROM_ZERO_TO_ONE, check_key, check_number, check_params
 from unrollax._errors import InvalidArgument
 from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, Scalar, State
 from unrollax._value import static, value
@@ -174,7 +174,8 @@ def control_variate(
         An estimator with the window and horizon of all three.
 
     Raises:
-        InvalidArgument: windows or horizons differ, coefficient is neither, or samples or decay go with a fixed one.
+        InvalidArgument: windows or horizons differ, coefficient is neither, decay is not in [0, 1], or samples or decay
+            go with a fixed one.
 
     Example:
         >>> import unrollax as ux
@@ -198,6 +199,7 @@ def control_variate(
             raise InvalidArgument(
                 f"control_variate: coefficient must be a number or 'fitted', got coefficient={coefficient!r}."
             )
+        check_number("control_variate", "decay", 0.0 if decay is None else decay, FROM_ZERO_TO_ONE, used=True)
         return FittedControlVariate(
             estimator, control, exact, 0.0 if decay is None else decay, COPIES if samples is None else samples
         )
@@ -206,4 +208,5 @@ def control_variate(
             f"control_variate: samples and decay are for coefficient='fitted', got coefficient={coefficient!r}. "
             "Leave them out, or wrap the result in unrollax.mean_over."
         )
+    check_number("control_variate", "coefficient", coefficient, FINITE, used=True)
     return ControlVariate(estimator, control, exact, coefficient)

@@ -20,6 +20,7 @@ from unrollax._tree import where
 from unrollax._value import static, value
 from unrollax.estimators._antithetic import Antithetic
 from unrollax.estimators._pairs import Pairs, Window
+from unrollax.estimators._std import Std
 from unrollax.estimators._trajectory import SharedTrajectory
 
 
@@ -173,18 +174,23 @@ class PES(Antithetic):
 
 
 class _HeldNoise(Antithetic):
-    """The rule of `NRES` and `ESSingle`: one noise from reset to reset."""
+    """The rule of `NRES` and `ESSingle`: one noise from reset to reset, kept in units of `std`, which may have moved since."""
 
     def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
-        if noise is None:
-            return self._draw(pairs.seeds, pairs.born, window)
-
         def fresh() -> jax.Array:
-            return where(pairs.reset, self._draw(pairs.seeds, pairs.born, window)[1], noise)
+            return self._units(pairs.seeds, window)
 
-        credit = jax.lax.cond(pairs.reset.any(), fresh, lambda: noise)
-        std = window.std
-        return jax.vmap(lambda c, time: std.at(time) ** 2 * c[: std.size])(credit, pairs.born), credit
+        def held(noise: jax.Array) -> jax.Array:
+            return jax.lax.cond(pairs.reset.any(), lambda: where(pairs.reset, fresh(), noise), lambda: noise)
+
+        z = fresh() if noise is None else held(noise)
+        return self._in_std(z, pairs.born, window)[0], z
+
+    def _credit(self, pairs: Pairs, kept: jax.Array, window: Window) -> jax.Array:
+        return self._in_std(kept, pairs.born, window)[1]
+
+    def _width(self, std: Std) -> int:
+        return std.size
 
 
 @value

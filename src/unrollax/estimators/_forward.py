@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
+from unrollax._check import check_choice, check_counts, check_key, check_params, check_sampler, check_window
 from unrollax._estimate import Info, Noise, Sampler, draw_noise, share_nonfinite, tick, weigh
 from unrollax._sample import normal
 from unrollax._system import as_system
@@ -68,7 +68,8 @@ class ForwardGradient:
             bound.
 
     Raises:
-        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, or resample is no bool.
+        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, resample is no bool, or
+            sampler can't be called.
 
     Example:
         >>> import unrollax as ux
@@ -94,6 +95,7 @@ class ForwardGradient:
         check_window(OWNER, self.window, self.horizon)
         check_counts(OWNER, directions=self.directions)
         check_choice(OWNER, "resample", self.resample, (True, False))
+        check_sampler(OWNER, self.sampler)
         object.__setattr__(self, "system", as_system(OWNER, self.system))
 
     def init(self, key: Key, params: Params) -> ForwardState:
@@ -128,10 +130,13 @@ class ForwardGradient:
     def _directions(self, reset: jax.Array, draw: Key, params: Params, kept: Noise) -> tuple[Noise, Noise]:
         """Return the directions along which params are pushed in this window, and those that its loss is credited to."""
         if not self.resample:
-            held = jax.lax.cond(reset, lambda: draw_noise(self.sampler, draw, self.directions, params), lambda: kept)
+            held = jax.lax.cond(reset, lambda: self._draw(draw, params), lambda: kept)
             return held, held
-        new = draw_noise(self.sampler, draw, self.directions, params)
+        new = self._draw(draw, params)
         return new, jax.tree.map(lambda v, k: v + jnp.where(reset, jnp.zeros_like(k), k), new, kept)
+
+    def _draw(self, key: Key, params: Params) -> Noise:
+        return draw_noise(OWNER, self.sampler, key, self.directions, params)
 
     def _zeros(self, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros((self.directions, *leaf.shape), leaf.dtype), tree)

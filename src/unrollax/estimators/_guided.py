@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrollax._check import check_counts
+from unrollax._check import UP_TO_ONE, check_counts, check_key, check_number, check_params
 from unrollax._errors import InvalidArgument
 from unrollax._estimate import Sampler
 from unrollax._tree import ravel
 from unrollax._types import Data, Estimate, GradientEstimator, Key, Params, State, Traits
 from unrollax._value import static, value
-from unrollax.estimators._pairs import EvolutionState
+from unrollax.estimators._pairs import EvolutionState, Window
+from unrollax.estimators._parts import NEEDS, as_estimator, check_same_windows
 from unrollax.estimators._trajectory import SharedTrajectory
 
 OWNER = "GuidedES"
-NEEDS = ("forward", "jvp", "vjp")
 
 
 class GuidedState(NamedTuple):
@@ -45,17 +45,18 @@ class GuidedES(SharedTrajectory):
 
     Args:
         system: what is unrolled.
-        std: standard deviation of the perturbation, as for `ES`.
+        std: standard deviation of the perturbation, as for `ES`, but for `None`: a width is learned from plain noise only.
         window: steps of a call (K).
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
-        pairs: antithetic pairs; variance falls as 1 / pairs. All other options of `ES` are taken too.
+        pairs: antithetic pairs; variance falls as 1 / pairs.
+        stagger: as for `ES`, like all options from here to `noise`.
         guide: an estimator on the same windows, such as `TBPTT`, whose gradients span the subspace; `None` for the estimates
             of GuidedES itself.
         subspace: how many of the last gradients span it (k).
         alpha: share of the noise that ignores the guide, in (0, 1].
 
     Raises:
-        InvalidArgument: as for `ES`, or alpha outside (0, 1].
+        InvalidArgument: as for `ES`, std is `None`, guide is no estimator or has other windows, or alpha is not in (0, 1].
 
     Example:
         >>> import unrollax as ux
@@ -75,9 +76,11 @@ class GuidedES(SharedTrajectory):
 
     def __post_init__(self) -> None:
         check_counts(OWNER, subspace=self.subspace)
-        if isinstance(self.alpha, float) and not 0 < self.alpha <= 1:
-            raise InvalidArgument(f"{OWNER}: alpha must be in (0, 1], got alpha={self.alpha!r}.")
+        check_number(OWNER, "alpha", self.alpha, UP_TO_ONE)
         SharedTrajectory.__post_init__(self)
+        if self.guide is not None:
+            object.__setattr__(self, "guide", as_estimator(OWNER, "guide", self.guide))
+            check_same_windows(OWNER, {"itself": self, "guide": self.guide})
 
     @property
     def traits(self) -> Traits:
@@ -90,9 +93,16 @@ class GuidedES(SharedTrajectory):
 
     def init(self, key: Key, params: Params) -> GuidedState:  # type: ignore[override]
         """Return the state before the first window; until the guide has spoken, noise is plain."""
-        first, second = jax.random.split(key)
+        check_number(OWNER, "alpha", self.alpha, UP_TO_ONE, used=True)
+        if self.std is None:  # at construction it may be how `vmap` is told to leave the field alone
+            raise InvalidArgument(
+                f"{OWNER}: std must be given, as a width is learned from plain noise only, got std=None. Give one, or take "
+                "ES, PES or NRES."
+            )
+        params = check_params(OWNER, params)
+        first, second = jax.random.split(check_key(OWNER, key))
         evolution = SharedTrajectory.init(self, first, params)
-        vector, _ = ravel(jax.tree.map(jnp.asarray, params))
+        vector, _ = ravel(params)
         guide = None if self.guide is None else self.guide.init(second, params)
         return GuidedState(evolution, guide, jnp.zeros((self.subspace, vector.size), vector.dtype))
 
@@ -104,11 +114,15 @@ class GuidedES(SharedTrajectory):
         if self.guide is not None:
             guide, known = self.guide.estimate(params, guide, data)
             recent = _push(recent, known.grad)
-        along = dataclasses.replace(self, sampler=_sampler(self.sampler, _basis(recent), self.alpha))
+        along = dataclasses.replace(self, sampler=Along(self.sampler, _basis(recent), self.alpha))
         evolution, estimate = SharedTrajectory.estimate(along, params, state.evolution, data)
         if self.guide is None:
             recent = _push(recent, estimate.grad)
         return GuidedState(evolution, guide, recent), estimate
+
+    def _known(self, slope: jax.Array, window: Window) -> jax.Array:
+        std = window.std.at(window.number)
+        return self.sampler.covariance(slope * std) / std if isinstance(self.sampler, Along) else slope
 
 
 def _push(recent: jax.Array, grad: Params) -> jax.Array:
@@ -126,14 +140,28 @@ def _basis(rows: jax.Array) -> jax.Array:
     return jnp.where(kept[:, None], (vectors / jnp.sqrt(jnp.where(kept, values, 1))[None]).T @ rows, 0)
 
 
-def _sampler(plain: Sampler, basis: jax.Array, alpha: Any) -> Sampler:
-    """Return a sampler of noise with covariance alpha I + (1 - alpha) (n / k) U^T U; plain if there is no basis yet."""
-    rank = (basis != 0).any(1).sum()
-    share = jnp.where(rank > 0, 1 - alpha, 0.0)
+@value
+class Along:
+    """A sampler of noise with covariance alpha I + (1 - alpha) (n / k) U^T U; plain if there is no basis U yet."""
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    plain: Sampler = static()
+    basis: jax.Array
+    alpha: Any
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Draw one noise."""
         whole, inside = jax.random.split(key)
-        within = (plain(inside, (len(basis),), dtype) @ basis.astype(dtype)) * jnp.sqrt(shape[0] / jnp.maximum(rank, 1))
-        return (jnp.sqrt(1 - share) * plain(whole, shape, dtype) + jnp.sqrt(share) * within).astype(dtype)
+        share, scale = self._weights(shape[0])
+        within = self.plain(inside, (len(self.basis),), dtype) @ self.basis.astype(dtype) * jnp.sqrt(scale)
+        return (jnp.sqrt(1 - share) * self.plain(whole, shape, dtype) + jnp.sqrt(share) * within).astype(dtype)
 
-    return draw
+    def covariance(self, vector: jax.Array) -> jax.Array:
+        """Return the covariance times a vector."""
+        share, scale = self._weights(vector.size)
+        within = (self.basis @ vector) @ self.basis * scale
+        return ((1 - share) * vector + share * within).astype(vector.dtype)
+
+    def _weights(self, size: int) -> tuple[jax.Array, jax.Array]:
+        """Return the share of the noise that is drawn in the span, and n / k."""
+        rank = (self.basis != 0).any(1).sum()
+        return jnp.where(rank > 0, 1 - self.alpha, 0.0), size / jnp.maximum(rank, 1)

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import gmres
 
-from unrollax._check import check_choice, check_counts, check_key, check_params, check_window
+from unrollax._check import (
+    NOT_NEGATIVE,
+    check_choice,
+    check_counts,
+    check_key,
+    check_number,
+    check_params,
+    check_window,
+)
 from unrollax._estimate import share_nonfinite, tick
 from unrollax._system import Repeat, as_system, unroll_for
 from unrollax._tree import is_inexact, ravel, strong
@@ -83,7 +91,8 @@ class Implicit:
         tol: `gmres` stops early when |b + D^T u - u| <= tol |b|.
 
     Raises:
-        InvalidArgument: horizon is no multiple of window, terms is no positive whole number, or solver is none of these.
+        InvalidArgument: horizon is no multiple of window, terms is no positive whole number, solver is none of these, or
+            tol is negative.
 
     Example:
         >>> import unrollax as ux
@@ -109,6 +118,7 @@ class Implicit:
         check_window(OWNER, self.window, self.horizon)
         check_counts(OWNER, terms=self.terms)
         check_choice(OWNER, "solver", self.solver, SOLVERS)
+        check_number(OWNER, "tol", self.tol, NOT_NEGATIVE)
         object.__setattr__(self, "system", as_system(OWNER, self.system))
 
     @property
@@ -119,6 +129,7 @@ class Implicit:
 
     def init(self, key: Key, params: Params) -> ImplicitState:
         """Return the state before the first window, which will start with a reset."""
+        check_number(OWNER, "tol", self.tol, NOT_NEGATIVE, used=True)
         params = check_params(OWNER, params)
         key, start = jax.random.split(check_key(OWNER, key))
         return ImplicitState(key, jnp.zeros((), jnp.int32), strong(self.system.init(start, params)))

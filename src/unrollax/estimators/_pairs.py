@@ -21,8 +21,9 @@ class EvolutionState(NamedTuple):
         age: int32 `[trajectories]`, the windows of the episode so far.
         inner: the system's states, `[pairs, 2, ...]`; for `ES` those of the unperturbed trajectories, `[trajectories, ...]`.
         seeds: `[pairs]` keys, from which each pair draws the noise of its episode; `None` for `ES`.
-        noise: what each pair is credited with, `[pairs, numbers in params]` (its twin with the negative; with a learned
-            `std` also the scores of its logarithms); `None` for `ES` and for `noise="regenerated"`.
+        noise: what each pair keeps, `[pairs, numbers in params]`: for `PES` what it is credited with (its twin with the
+            negative; with a learned `std` also the scores of its logarithms), for `NRES` and `ESSingle` the noise in units
+            of `std`; `None` for `ES` and for `noise="regenerated"`.
         control: the unperturbed state of `control="analytic"`, else `None`.
     """
 
@@ -56,10 +57,11 @@ class Kept(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What all pairs have in common; `slope` is the gradient that `control` knows, or `None`."""
+    """What all pairs have in common; `number` counts windows, `slope` is the gradient that `control` knows, or `None`."""
 
     theta: jax.Array
     unravel: Unravel
     std: Std
+    number: jax.Array
     data: Data
     slope: jax.Array | None

@@ -48,15 +48,26 @@ def as_estimator(owner: str, field: str, candidate: Any) -> GradientEstimator:
     if candidate is None:  # no estimator, but how `vmap` is told to leave this field alone
         return cast(GradientEstimator, candidate)
     lacking = [name for name in ("init", "estimate") if not callable(getattr(candidate, name, None))]
-    if lacking:
+    if lacking or isinstance(candidate, type):
+        got = f"{type(candidate).__name__} without {' or '.join(lacking)}"
         raise InvalidArgument(
             f"{owner}: {field} must have init(key, params) and estimate(params, state, data), got "
-            f"{type(candidate).__name__} without {' or '.join(lacking)}. Pass an estimator such as unrollax.PES(...)."
+            f"{f'the class {candidate.__name__}' if isinstance(candidate, type) else got}. "
+            "Pass an estimator such as unrollax.PES(system, ...)."
         )
     if not jax.tree_util.all_leaves([candidate]):
         return cast(GradientEstimator, candidate)
     said = tuple((name, getattr(candidate, name)) for name in SAID if hasattr(candidate, name))
     return cast(GradientEstimator, FunctionEstimator(candidate.init, candidate.estimate, said))
+
+
+def check_same_windows(owner: str, parts: dict[str, Any]) -> None:
+    """Raise if parts don't go through the same windows, as far as they say."""
+    for name in ("window", "horizon"):
+        known = {field: getattr(part, name) for field, part in parts.items() if hasattr(part, name)}
+        if len(set(known.values())) > 1:
+            got = ", ".join(f"{field} with {name}={number}" for field, number in known.items())
+            raise InvalidArgument(f"{owner}: the parts must have the same {name}, got {got}. Give both the same.")
 
 
 class Combined(abc.ABC):
@@ -71,13 +82,7 @@ class Combined(abc.ABC):
         parts = {field: as_estimator(self.owner, field, getattr(self, field)) for field in self.fields}
         for field, part in parts.items():
             object.__setattr__(self, field, part)
-        for name in ("window", "horizon"):
-            known = {field: getattr(part, name) for field, part in parts.items() if hasattr(part, name)}
-            if len(set(known.values())) > 1:
-                got = ", ".join(f"{field} with {name}={number}" for field, number in known.items())
-                raise InvalidArgument(
-                    f"{self.owner}: the parts must have the same {name}, got {got}. Give both the same."
-                )
+        check_same_windows(self.owner, parts)
 
     @property
     def window(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_key, check_params, check_window
+from unrollax._check import UP_TO_ONE, check_key, check_number, check_params, check_window
 from unrollax._errors import InvalidArgument
 from unrollax._estimate import Info, share_nonfinite, tick, window_loss
 from unrollax._system import as_system
@@ -113,13 +113,12 @@ class RandomizedTBPTT:
                 "Give a horizon, or use TBPTT."
             )
         check_window(OWNER, self.window, self.horizon)
-        survival: Any = self.survival  # an array, a tracer or a placeholder when JAX rebuilds the value
-        if isinstance(survival, (str, int, float)) and (isinstance(survival, str) or not 0 < survival <= 1):
-            raise InvalidArgument(f"{OWNER}: survival must be a number in (0, 1], got survival={survival!r}.")
+        check_number(OWNER, "survival", self.survival, UP_TO_ONE)
         object.__setattr__(self, "system", as_system(OWNER, self.system))
 
     def init(self, key: Key, params: Params) -> RandomizedState:
         """Return the state before the first window, which will start with a reset."""
+        check_number(OWNER, "survival", self.survival, UP_TO_ONE, used=True)
         params = check_params(OWNER, params)
         key, start = jax.random.split(check_key(OWNER, key))
         inner = self._reset(start, params)

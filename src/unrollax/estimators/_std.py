@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrollax._errors import InvalidArgument, StructureError
+from unrollax._check import POSITIVE, check_number
+from unrollax._errors import StructureError
 from unrollax._tree import is_numeric, ravel
 from unrollax._types import Params
 from unrollax._value import static, value
@@ -104,11 +105,13 @@ def as_std(owner: str, std: Any) -> Any:
     """Return the field `std` as a pytree; raise if a number in it isn't positive."""
     if callable(std) and not isinstance(std, Scheduled):
         return Scheduled(std)
-    for number in jax.tree.leaves(std):
-        # An array, a tracer or a placeholder when JAX rebuilds the value: only what is written down can be judged.
-        if isinstance(number, str) or (isinstance(number, float) and not number > 0):
-            raise InvalidArgument(f"{owner}: std must be a positive number, got std={number!r}.")
+    _check_positive(owner, std)
     return std
+
+
+def _check_positive(owner: str, std: Any, *, used: bool = False) -> None:
+    for number in jax.tree.leaves(std):
+        check_number(owner, "std", number, POSITIVE, used=used)
 
 
 def mean_of(owner: str, std: Any, params: Params) -> Params:
@@ -133,10 +136,11 @@ def std_of(owner: str, std: Any, params: Params, pairs: int) -> Std:
         logs, unravel = ravel(params.log_std)
         learned = jnp.exp(jnp.broadcast_to(spread(params.log_std), (size,)))
         transposed = jax.vjp(lambda logs: jnp.broadcast_to(spread(unravel(logs)), (size,)), logs)[1]
-        return Std(lambda _: learned, lambda vector: transposed(vector)[0], size, logs.size, pairs)
+        return Std(lambda _: learned, lambda vector: transposed(vector)[0].astype(vector.dtype), size, logs.size, pairs)
     if isinstance(std, Scheduled):
         schedule = std.schedule
         return Std(lambda time: spread(schedule(time)), lambda vector: vector, size, 0, pairs)
+    _check_positive(owner, std, used=True)
     fixed = spread(std)
     return Std(lambda _: fixed, lambda vector: vector, size, 0, pairs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,7 @@ from unrollax._types import Data, Key, Params, State
 from unrollax._value import value
 from unrollax.estimators._antithetic import Antithetic, Target
 from unrollax.estimators._pairs import EvolutionState, Kept, Pairs, Window
+from unrollax.estimators._std import Std
 
 
 @value
@@ -61,5 +64,5 @@ class SharedTrajectory(Antithetic):
         inner = jax.lax.cond((state.left <= 0).any(), fresh, lambda: state.inner)
         return jax.vmap(advance)(inner, jax.random.split(key, self._trajectories()))
 
-    def _no_noise(self, owner: str, params: Params) -> jax.Array | None:
+    def _no_noise(self, std: Std, dtype: Any) -> jax.Array | None:
         return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Cell = Literal["lstm", "gru", "rnn", "mingru"]
 
 
 class Options(BaseModel):
@@ -23,22 +25,68 @@ class SequentialDigits(Options):
     lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
 
 
+def _is_file(path: str) -> str:
+    """Answer a wrong path before JAX is imported."""
+    if path and not Path(path).is_file():
+        raise ValueError("there must be such a file")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_is_file)]
+
+
 class Text(Options):
     """A character model of any text file; reports bits per character on its held-out end."""
 
-    path: str = Field("", description="a UTF-8 text file; the default is the Book of Genesis, King James version")
+    path: FilePath = Field("", description="a UTF-8 text file; the default is the Book of Genesis, King James version")
     hidden: int = Field(128, ge=1, description="units of the LSTM")
     batch: int = Field(32, ge=1, description="places in the text that are read side by side")
     window: int = Field(50, ge=1, description="characters to an update")
     lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
 
-    @field_validator("path")
-    @classmethod
-    def path_is_a_file(cls, path: str) -> str:
-        """Answer a wrong path before JAX is imported."""
-        if path and not Path(path).is_file():
-            raise ValueError("there must be such a file")
-        return path
+
+class Forecast(Options):
+    """Forecasts of a column of any CSV file, beside an autoregression's; reports RMSE on its end."""
+
+    path: FilePath = Field("", description="a CSV file with a header; the default is the yearly sunspots 1700 to 2008")
+    target: str = Field("", description="the column to forecast")
+    ahead: int = Field(1, ge=1, description="steps from the last value that is read to the one that is forecast")
+    test: int = Field(0, ge=0, description="values at the end to test on; 0: a fifth (of the sunspots the last 100)")
+    score: Literal["test", "validation"] = Field(
+        "test", description="validation: leave the test out, and forecast the last quarter of the rest"
+    )
+    ar: int = Field(0, ge=0, description="order of the autoregression; 0: by AIC on the training values")
+    scale: Literal["auto", "linear", "root", "log"] = Field(
+        "auto", description="learn the values, roots or logarithms; auto: where AR forecasts training values best"
+    )
+    cell: Cell = Field("lstm", description="lstm, gru, rnn or mingru")
+    hidden: int = Field(8, ge=1, description="units of each network")
+    members: int = Field(8, ge=1, description="networks whose forecasts are averaged")
+    noise: float = Field(0.3, ge=0, description="noise on the inputs in training, in standard deviations of the series")
+    length: int = Field(256, ge=1, description="steps of a training stretch, at most")
+    batch: int = Field(1, ge=1, description="stretches to an update of each network")
+    lr: float = Field(1e-2, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
+
+
+class _Task(Options):
+    length: int = Field(100, ge=10, description="steps that have to be remembered")
+    cell: Cell = Field("lstm", description="lstm, gru, rnn or mingru")
+    layers: int = Field(1, ge=1, description="cells one above the other")
+    hidden: int = Field(64, ge=1, description="units of each layer")
+    batch: int = Field(64, ge=1, description="sequences to an update")
+    lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
+
+
+class Adding(_Task):
+    """The sum of two marked values in a long sequence; reports mean squared error beside that of no memory, 1/6."""
+
+
+class Copy(_Task):
+    """Ten symbols said again after a long wait; reports accuracy and cross-entropy beside those of no memory."""
+
+
+class TemporalOrder(_Task):
+    """The order of two symbols far apart among others; reports accuracy."""
 
 
 class Recipe(NamedTuple):
@@ -49,6 +97,10 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
+    "adding": Recipe(Adding, "unrollax.recipes._tasks"),
+    "copy": Recipe(Copy, "unrollax.recipes._tasks"),
+    "forecast": Recipe(Forecast, "unrollax.recipes._forecast"),
     "sequential-digits": Recipe(SequentialDigits, "unrollax.recipes._digits"),
+    "temporal-order": Recipe(TemporalOrder, "unrollax.recipes._tasks"),
     "text": Recipe(Text, "unrollax.recipes._text"),
 }

@@ -1,60 +1,66 @@
-"""Recurrent cells and a readout, written for one example: sizes are fields, parameters are plain dicts."""
+"""Recurrent cells, written for one example: sizes are fields, parameters are plain dicts."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import check_counts
-from unrollax._errors import InvalidArgument
-from unrollax._estimate import name_of
+from unrollax import kernels
+from unrollax._check import check_choice, check_counts
 from unrollax._types import Key
 from unrollax._value import static, value
+from unrollax.systems._initial import Weights, check_chrono, chrono_bias, gated, normal
 
-Weights = dict[str, jax.Array]
-glorot = jax.nn.initializers.glorot_uniform()
-orthogonal = jax.nn.initializers.orthogonal()
-
-
-def _weights(key: Key, inputs: int, hidden: int, gates: int) -> Weights:
-    """Glorot-uniform input weights, orthogonal recurrent weights gate by gate, and zero biases."""
-    into, across = jax.random.split(key)
-    return {
-        "wx": jnp.concatenate([glorot(k, (inputs, hidden)) for k in jax.random.split(into, gates)], axis=1),
-        "wh": jnp.concatenate([orthogonal(k, (hidden, hidden)) for k in jax.random.split(across, gates)], axis=1),
-        "b": jnp.zeros(gates * hidden),
-    }
+Initial = Literal["orthogonal", "identity"]
+Activation = Literal["tanh", "relu"]
 
 
 @value
 class RNNCell:
-    """The plain recurrent cell: h' = tanh(x Wx + h Wh + b).
+    """The plain recurrent cell: h' = f(x Wx + h Wh + b).
 
     Args:
         inputs: size of x.
         hidden: size of the state h, which is also the output.
+        activation: f, `"tanh"` or `"relu"`.
+        initial: how the weights start. `"orthogonal"`: a random orthogonal Wh and Glorot-uniform Wx; `"identity"`: the
+            identity, and Wx ~ N(0, 0.001^2), which with `"relu"` keeps the state for long (the IRNN). The bias is zero.
+        scale: what multiplies Wh at the start; below 1 forgets sooner.
+
+    Raises:
+        InvalidArgument: a size is no positive whole number, or there is no such activation or start.
 
     Example:
-        >>> cell = RNNCell(inputs=2, hidden=5)
+        >>> cell = RNNCell(inputs=2, hidden=5, activation="relu", initial="identity")
         >>> params = cell.params(jax.random.key(0))
         >>> h, output = cell.step(params, cell.init(params), jnp.ones(2))
         >>> output.shape
         (5,)
 
-    References: Elman, Cognitive Science 1990.
+    References: Elman, Cognitive Science 1990; Le, Jaitly and Hinton, 2015 (identity).
     """
 
     inputs: int = static()
     hidden: int = static()
+    activation: Activation = static(default="tanh")
+    initial: Initial = static(default="orthogonal")
+    scale: float = static(default=1.0)
 
     def __post_init__(self) -> None:
-        check_counts(name_of(self), inputs=self.inputs, hidden=self.hidden)
+        check_counts("RNNCell", inputs=self.inputs, hidden=self.hidden)
+        check_choice("RNNCell", "activation", self.activation, get_args(Activation))
+        check_choice("RNNCell", "initial", self.initial, get_args(Initial))
 
     def params(self, key: Key) -> Weights:
         """Draw `wx [inputs, hidden]`, `wh [hidden, hidden]` and `b [hidden]`."""
-        return _weights(key, self.inputs, self.hidden, gates=1)
+        if self.initial == "identity":
+            wx, b = normal(key, self.inputs, self.hidden, 0.001), jnp.zeros(self.hidden)
+            return {"wx": wx, "wh": self.scale * jnp.eye(self.hidden), "b": b}
+        weights = gated(key, self.inputs, self.hidden, gates=1)
+        return weights | {"wh": self.scale * weights["wh"]}
 
     def init(self, params: Weights) -> jax.Array:
         """Return h = 0, `[hidden]`."""
@@ -62,8 +68,18 @@ class RNNCell:
 
     def step(self, params: Weights, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the next h, twice: as the state and as the output."""
-        h = jnp.tanh(x @ params["wx"] + state @ params["wh"] + params["b"])
+        h = self._f(x @ params["wx"] + state @ params["wh"] + params["b"])
         return h, h
+
+    def unroll(
+        self, params: Weights, state: jax.Array, xs: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Run a whole sequence; see `unrollax.kernels.rnn`."""
+        return kernels.rnn(params, xs, state, activation=self.activation, mask=mask)
+
+    @property
+    def _f(self) -> Callable[[jax.Array], jax.Array]:
+        return jnp.tanh if self.activation == "tanh" else jax.nn.relu
 
 
 @value
@@ -100,18 +116,15 @@ class LSTMCell:
 
     def __post_init__(self) -> None:
         check_counts("LSTMCell", inputs=self.inputs, hidden=self.hidden)
-        if self.chrono is not None and self.chrono < 3:
-            raise InvalidArgument(
-                f"LSTMCell: chrono must be at least 3 steps, got chrono={self.chrono}. Use forget_bias."
-            )
+        check_chrono("LSTMCell", self.chrono, "Use forget_bias.")
 
     def params(self, key: Key) -> Weights:
         """Draw `wx [inputs, 4 hidden]`, `wh [hidden, 4 hidden]` and `b [4 hidden]`."""
         key, times = jax.random.split(key)
-        weights = _weights(key, self.inputs, self.hidden, gates=4)
+        weights = gated(key, self.inputs, self.hidden, gates=4)
         forget, opened = jnp.full(self.hidden, self.forget_bias), jnp.zeros(self.hidden)
         if self.chrono is not None:
-            forget = jnp.log(jax.random.uniform(times, (self.hidden,), minval=1.0, maxval=self.chrono - 1.0))
+            forget = chrono_bias(times, self.hidden, self.chrono)
             opened = -forget
         rest = jnp.zeros(2 * self.hidden)
         return {**weights, "b": jnp.concatenate([opened, forget, rest])}
@@ -132,6 +145,12 @@ class LSTMCell:
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
 
+    def unroll(
+        self, params: Weights, state: tuple[jax.Array, jax.Array], xs: jax.Array, mask: jax.Array | None
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """Run a whole sequence; see `unrollax.kernels.lstm`."""
+        return kernels.lstm(params, xs, state, mask=mask)
+
 
 @value
 class GRUCell:
@@ -142,6 +161,11 @@ class GRUCell:
     Args:
         inputs: size of x.
         hidden: size of the state h, which is also the output.
+        chrono: the longest dependency in steps, or `None`. If given, the bias of z, which keeps the old h, starts at
+            log U[1, chrono - 1], so that the units remember for 2 to `chrono` steps; else at 0.
+
+    Raises:
+        InvalidArgument: a size is no positive whole number, or chrono is below 3.
 
     Example:
         >>> cell = GRUCell(inputs=2, hidden=5)
@@ -150,18 +174,25 @@ class GRUCell:
         >>> params["wh"].shape, output.shape
         ((5, 15), (5,))
 
-    References: Cho et al., EMNLP 2014, in the variant that PyTorch and cuDNN compute.
+    References: Cho et al., EMNLP 2014, in the variant that PyTorch and cuDNN compute; Tallec and Ollivier, ICLR 2018
+    (chrono, whose update gate is 1 - z).
     """
 
     inputs: int = static()
     hidden: int = static()
+    chrono: int | None = static(default=None)
 
     def __post_init__(self) -> None:
-        check_counts(name_of(self), inputs=self.inputs, hidden=self.hidden)
+        check_counts("GRUCell", inputs=self.inputs, hidden=self.hidden)
+        check_chrono("GRUCell", self.chrono)
 
     def params(self, key: Key) -> Weights:
         """Draw `wx [inputs, 3 hidden]`, `wh [hidden, 3 hidden]`, `b [3 hidden]` and `bn [hidden]`."""
-        return {**_weights(key, self.inputs, self.hidden, gates=3), "bn": jnp.zeros(self.hidden)}
+        weights, zeros = gated(key, self.inputs, self.hidden, gates=3), jnp.zeros(self.hidden)
+        if self.chrono is not None:
+            keep = chrono_bias(jax.random.fold_in(key, 3), self.hidden, self.chrono)
+            weights |= {"b": jnp.concatenate([zeros, keep, zeros])}
+        return weights | {"bn": zeros}
 
     def init(self, params: Weights) -> jax.Array:
         """Return h = 0, `[hidden]`."""
@@ -176,32 +207,8 @@ class GRUCell:
         h = (1 - z) * n + z * state
         return h, h
 
-
-@value
-class Dense:
-    """A linear readout: h W + b.
-
-    Args:
-        inputs: size of h.
-        outputs: size of the result.
-
-    Example:
-        >>> readout = Dense(inputs=5, outputs=3)
-        >>> readout.apply(readout.params(jax.random.key(0)), jnp.ones(5)).shape
-        (3,)
-    """
-
-    inputs: int = static()
-    outputs: int = static()
-
-    def __post_init__(self) -> None:
-        check_counts("Dense", inputs=self.inputs, outputs=self.outputs)
-
-    def params(self, key: Key) -> Weights:
-        """Draw `w [inputs, outputs]` and `b [outputs]`."""
-        return {"w": glorot(key, (self.inputs, self.outputs)), "b": jnp.zeros(self.outputs)}
-
-    def apply(self, params: Weights, h: Any) -> jax.Array:
-        """Return the output for one h."""
-        out: jax.Array = h @ params["w"] + params["b"]
-        return out
+    def unroll(
+        self, params: Weights, state: jax.Array, xs: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Run a whole sequence; see `unrollax.kernels.gru`."""
+        return kernels.gru(params, xs, state, mask=mask)

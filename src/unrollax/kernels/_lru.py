@@ -1,0 +1,65 @@
+"""The linear recurrent unit over a whole sequence."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from unrollax.kernels._layers import broadcast, sequences
+from unrollax.kernels._recurrence import linear_recurrence
+from unrollax.kernels._sequence import Weights
+
+
+def lru(
+    params: Weights,
+    x: Any,
+    state: tuple[Any, Any] | None = None,
+    *,
+    mask: Any = None,
+    batch_major: bool = False,
+    method: Literal["scan", "associative"] = "scan",
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Run a linear recurrent unit over whole sequences.
+
+    lambda = exp(-exp(nu) + i exp(theta)); h' = lambda h + exp(gamma_log) (x B); the output is Re(h' C) + x D. Equal to
+    scanning `LRUCell.step`; derivatives as for `lstm`, in float32 or float64.
+
+    Cost: forward 4 T N H (D + O) floating operations and the products with D, backward twice that. Memory for the backward
+    pass: 4 T N H complex numbers.
+
+    Args:
+        params: as `LRUCell.params` draws them, for D inputs, H complex numbers of state and O outputs.
+        x: inputs `[T, *batch, D]`, with any batch axes or none.
+        state: the real and the imaginary part of h before the first step, `[*batch, H]` or `[H]` each; `None` for zeros.
+        mask: booleans `[T, *batch]`, true at real steps; the others leave the state as it was and do not read x.
+        batch_major: whether x, mask and outputs are `[*batch, T, ...]`.
+        method: "scan" goes step by step, the faster way on a CPU; "associative" computes all steps in a tree, for
+            accelerators that a step would not fill.
+
+    Returns:
+        The parts of the state after the last step, and the outputs `[T, *batch, O]`.
+
+    Raises:
+        InvalidArgument: method is neither.
+        StructureError: the shapes of x, mask and state don't agree.
+
+    Example:
+        >>> import unrollax as ux
+        >>> params = ux.LRUCell(inputs=3, hidden=5, outputs=4).params(jax.random.key(0))
+        >>> lru(params, jnp.ones((7, 2, 3)))[1].shape
+        (7, 2, 4)
+
+    References: Orvieto et al., ICML 2023.
+    """
+    x, mask = sequences("lru", params["b_re"].shape[0], x, mask, batch_major=batch_major)
+    zero = jnp.zeros(params["nu"].shape, params["nu"].dtype)
+    re, im = (broadcast("lru", part, x.shape[1:-1]) for part in (state or (zero, zero)))
+    along = jnp.exp(jax.lax.complex(-jnp.exp(params["nu"]), jnp.exp(params["theta"])))
+    into = jax.lax.complex(x @ params["b_re"], x @ params["b_im"])
+    scale = jnp.exp(params["gamma_log"]).reshape((1,) * (into.ndim - 1) + (-1,))
+    along = jnp.broadcast_to(along.reshape(scale.shape), into.shape)
+    last, h = linear_recurrence(along, scale * into, jax.lax.complex(re, im), mask=mask, method=method)
+    outputs = h.real @ params["c_re"] - h.imag @ params["c_im"] + x @ params["d"]
+    return (last.real, last.imag), jnp.moveaxis(outputs, 0, -2) if batch_major else outputs

@@ -1,0 +1,121 @@
+"""A series from a column of a CSV file.
+
+The file that is shipped, `sunspots.csv`, holds the yearly mean sunspot numbers of 1700 to 2008, version 1: WDC-SILSO, Royal
+Observatory of Belgium, Brussels, in the public domain as statsmodels' data set `sunspots`, column SUNACTIVITY.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unrollax._errors import InvalidArgument, nearest
+
+SHORTEST = 30  # values
+DELIMITERS = ",;\t|"
+
+
+class Series(NamedTuple):
+    """A column of numbers.
+
+    Attributes:
+        name: the column's name.
+        values: `[n]`.
+        over: what its values stand over: the name of the file's first column if that is another and grows, else `row`.
+        x: `[n]`, that column, or the numbers of the rows from 1.
+    """
+
+    name: str
+    values: np.ndarray
+    over: str
+    x: np.ndarray
+
+
+def read(path: str, target: str) -> Series:
+    """Read a column of the user's CSV file, or of the one that is shipped if path is empty.
+
+    Raises:
+        InvalidArgument: the file can't be read, lacks the column, or the column has gaps, words or too few numbers.
+
+    Example:
+        >>> series = read("", "sunspots")
+        >>> series.over, series.values[:4]
+        ('year', array([ 5., 11., 16., 23.]))
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig") if path else _shipped()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidArgument(f"forecast: path must be a readable CSV file, got {path!r}: {reason}.") from error
+    header, rows, lines = _parse(text)
+    place = _column(header, target)
+    values = np.array([_number(row, place, header[place], line) for row, line in zip(rows, lines, strict=True)])
+    if len(values) < SHORTEST:
+        raise InvalidArgument(f"forecast: the series must have at least {SHORTEST} values, got {len(values)}.")
+    over, x = _axis(header, rows, place)
+    return Series(header[place], values, over, x)
+
+
+def _shipped() -> str:
+    return (resources.files("unrollax.recipes") / "sunspots.csv").read_text(encoding="utf-8")
+
+
+def _parse(text: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header, the rows and their line numbers; empty lines are no rows."""
+    try:
+        dialect: type[csv.Dialect] | str = csv.Sniffer().sniff(text[:4096], DELIMITERS)
+    except csv.Error:
+        dialect = "excel"  # a file of one column has no delimiter
+    reader = csv.reader(io.StringIO(text, newline=""), dialect)
+    rows, lines = [], []
+    for row in reader:
+        if any(cell.strip() for cell in row):
+            rows.append([cell.strip() for cell in row])
+            lines.append(reader.line_num)
+    if not rows or all(_is_number(cell) for cell in rows[0]):
+        raise InvalidArgument(
+            f"forecast: the file's first line must name its columns, got {', '.join(rows[0]) if rows else 'nothing'}."
+        )
+    return rows[0], rows[1:], lines[1:]
+
+
+def _column(header: list[str], target: str) -> int:
+    if not target and len(header) == 1:
+        return 0
+    if target not in header:
+        got = repr(target) if target else "none"
+        raise InvalidArgument(f"forecast: target must be a column of the file, got {got}. {nearest(target, header)}")
+    return header.index(target)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _number(row: list[str], place: int, name: str, line: int) -> float:
+    cell = row[place] if place < len(row) else ""
+    if _is_number(cell):
+        return float(cell)
+    if not cell or cell.lower() in ("nan", "na", "null", "none", "-", "?"):
+        raise InvalidArgument(
+            f"forecast: column {name!r} must have no gaps, got one in line {line}. Fill it or cut there."
+        )
+    raise InvalidArgument(f"forecast: column {name!r} must hold finite numbers, got {cell!r} in line {line}.")
+
+
+def _axis(header: list[str], rows: list[list[str]], place: int) -> tuple[str, np.ndarray]:
+    first = [row[0] for row in rows]
+    if place != 0 and all(map(_is_number, first)):
+        x = np.array(first, float)
+        if (np.diff(x) > 0).all():
+            return header[0], x
+    return "row", np.arange(1.0, len(rows) + 1)
