@@ -295,9 +295,9 @@ def test_a_std_that_may_have_been_an_axis_is_refused_where_it_is_used(make, std)
     says = f"{make.__name__}: std must be a positive number, got std="
     with pytest.raises(ux.InvalidArgument, match=says):
         make(net, std, 3, 6).init(KEY, THETA)
-    right = make(net, STD, 3, 6)
+    state = jax.eval_shape(make(net, STD, 3, 6).init, KEY, THETA)
     with pytest.raises(ux.InvalidArgument, match=says):
-        replace(right, std=std).estimate(THETA, right.init(KEY, THETA), jnp.ones(3))
+        make(net, std, 3, 6).estimate(THETA, state, jnp.ones(3))
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])

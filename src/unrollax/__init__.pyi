@@ -1,6 +1,7 @@
 from ._bounds import bounded as bounded
 from ._checkpoint import load_params as load_params
 from ._checkpoint import save_params as save_params
+from ._cores import use_cores as use_cores
 from ._errors import Diverged as Diverged
 from ._errors import InvalidArgument as InvalidArgument
 from ._errors import StructureError as StructureError

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._check import NOT_NAN, check_counts, check_number
+from unrollax._cores import over_cores
 from unrollax._system import Whole, as_system, whole_form
 from unrollax._types import Key, Params, State, System
 from unrollax._value import static, value
@@ -40,11 +41,10 @@ class Batched:
         own = whole_form(self.system)
 
         def run(params: Params, state: State, data: Any, keys: Key) -> tuple[State, jax.Array]:
-            split = jax.vmap(lambda key: jax.random.split(key, self.count))
-            for _ in range(keys.ndim - 1):
-                split = jax.vmap(split)
+            keys = _split(keys, self.count)
             assert own is not None
-            after, losses = own(params, state, data, split(keys))
+            outermost = keys.ndim == 2
+            after, losses = (over_cores(own, self.count) if outermost else own)(params, state, data, keys)
             return after, losses.mean(-1)
 
         return run if own else None
@@ -53,6 +53,12 @@ class Batched:
     def causal(self) -> bool:
         """Whether a step reads nothing that comes later."""
         return getattr(self.system, "causal", True)
+
+
+def _split(keys: Key, count: int) -> Key:
+    """Split each of many keys, `[...]` to `[..., count]`."""
+    split = jax.vmap(lambda key: jax.random.split(key, count))
+    return split(keys.reshape(-1)).reshape(*keys.shape, count)
 
 
 def batched(system: System, n: int) -> Batched:

@@ -100,6 +100,35 @@ def train(
 
 
 @app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="A run folder of the recipe text.")],
+    prompt: Annotated[str, typer.Option(help="The text to go on from; a line's end by default.")] = "\n",
+    length: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 likelier characters, above 1 rarer ones; 0: the likeliest each time.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="All randomness comes from it.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON, when all is written.")] = False,
+) -> None:
+    """Write text with a trained character model, each character as it comes."""
+    from unrollax.cli._config import UsageError
+    from unrollax.cli._text_run import find_text_run
+
+    if not temperature >= 0:
+        fail(f"--temperature must be 0 or more, got {temperature}.")
+    if not prompt:
+        fail("--prompt must have a character or more, got none.")
+    try:
+        found = find_text_run(run)
+        found.codes(prompt)
+    except UsageError as error:
+        fail(str(error))
+    from unrollax.cli._sample import sample_text
+
+    raise typer.Exit(sample_text(found, prompt, length=length, temperature=temperature, seed=seed, as_json=as_json))
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show what can be set on this one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,

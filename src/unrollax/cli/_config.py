@@ -133,7 +133,7 @@ def is_file_target(target: str) -> bool:
 
 def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunConfig:
     """Check the target and its options; arguments that were given stand above those of a `run.toml`."""
-    base: dict[str, Any] = _read_toml(Path(target)) if target.endswith(".toml") else {"target": target}
+    base: dict[str, Any] = read_toml(Path(target)) if target.endswith(".toml") else {"target": target}
     for table in ("estimator", "optimizer", "options"):
         if not isinstance(base.setdefault(table, {}), dict):
             raise UsageError(f"{target}: {table} must be a table, got {base[table]!r}.")
@@ -145,13 +145,13 @@ def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunC
         base[table] = {**base[table], **{key: item for key, item in given[table].items() if item is not None}}
     base |= {key: given[key] for key in ("steps", "seed") if given[key] is not None}
     base["options"] = {**base["options"], **options}
-    config = _validate(RunConfig, base, "")
+    config = validate(RunConfig, base, "")
     _check_target(config)
     _check_names(config)
     return config
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -168,7 +168,7 @@ def _check_target(config: RunConfig) -> None:
         recipe = find_recipe(target)
         if config.optimizer.name is None and config.optimizer.lr is not None and "lr" in recipe.options.model_fields:
             config.options["lr"], config.optimizer.lr = config.optimizer.lr, None
-        config.options = _validate(recipe.options, config.options, f"{target}: ").model_dump()
+        config.options = validate(recipe.options, config.options, f"{target}: ").model_dump()
         return
     path, _, name = target.rpartition(":")
     if not path:
@@ -199,7 +199,7 @@ def _check_names(config: RunConfig) -> None:
         raise UsageError(f"no optimizer is called {chosen!r}. {nearest(chosen, OPTIMIZERS)}")
 
 
-def _validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:
+def validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:
     """Build a strict model; its first error becomes one sentence that names the nearest known option."""
     try:
         return model(**fields)

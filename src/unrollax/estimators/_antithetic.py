@@ -116,11 +116,11 @@ class Antithetic(abc.ABC):
         """Return the state after one window and the gradient estimate of its mean step loss."""
         params = check_params(name_of(self), params)
         mean = mean_of(name_of(self), self.std, params)
+        std = std_of(name_of(self), self.std, params, self.pairs)
         key, *keys = jax.random.split(state.key, 6)
         age = jnp.where(state.left <= 0, 0, state.age)
         pairs = self._gather(state, age, keys)
         slope, control = self._slope(mean, state, data, keys[3])
-        std = std_of(name_of(self), self.std, params, self.pairs)
         window = Window(*ravel(mean), std, state.windows, data, slope)
         kept, losses, grad = self._sweep(pairs, Kept(self._own(state.inner), state.noise), window)
         state = EvolutionState(

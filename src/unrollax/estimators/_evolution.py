@@ -141,7 +141,8 @@ class PES(Antithetic):
         control: `"analytic"` takes the window's gradient by reverse mode, on a trajectory without noise, as a control
             variate: the mean stays, and the variance falls as far as the loss is linear at the scale of `std`.
         noise: `"stored"`, or `"regenerated"` from keys: then nothing of the size pairs x params persists, and each
-            window draws the noise of all earlier ones of its episode again.
+            window draws the noise of all earlier ones of its episode again, for the `std` that it has now: store it where
+            that is learned or replaced in the middle of episodes.
 
     Raises:
         InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
@@ -205,8 +206,10 @@ class NRES(_HeldNoise):
     Args:
         system: what is unrolled.
         std: standard deviation of the perturbation; larger values smooth more and have less variance. A number, a prefix of
-            params with one for each leaf or part, `std(windows so far)` such as an optax schedule, or `None` to learn it
-            (params is then a `Gaussian`).
+            params with one for each leaf or part, `std(windows so far)` such as an optax schedule, of which the value at the
+            reset holds for an episode, or `None` to learn it (params is then a `Gaussian`). If it is learned or replaced in
+            the middle of an episode, the noise becomes as wide as it is now; what earlier windows did to the state was done
+            with the old width, and is weighted by old over new.
         window: steps of a call (K).
         horizon: steps between resets (T), a multiple of `window`; `None` for an endless stream.
         pairs: antithetic pairs (N / 2 particles); variance falls as 1 / pairs.

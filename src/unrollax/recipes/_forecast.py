@@ -134,7 +134,10 @@ def linear(options: Forecast, data: Split) -> Linear:
     scale = _baselines.make_scale(options.scale, train) if named else _baselines.choose_scale(train, order, ahead)
     there = f"AR({order})" + ("" if scale.name == "linear" else f" of {scale.name}s")
     on_scale = _baselines.autoregression(scale.forward(values), data.train, order, ahead)
-    forecasts = {f"AR({order})": _baselines.autoregression(values, data.train, order, ahead), there: scale.back(on_scale)}
+    forecasts = {
+        f"AR({order})": _baselines.autoregression(values, data.train, order, ahead),
+        there: scale.back(on_scale),
+    }
     forecasts["persistence"] = np.concatenate([np.full(ahead, np.nan), values[:-ahead]])
     return Linear(scale, {there: on_scale}, forecasts)
 

@@ -39,7 +39,9 @@ class Text(Options):
     """A character model of any text file; reports bits per character on its held-out end."""
 
     path: FilePath = Field("", description="a UTF-8 text file; the default is the Book of Genesis, King James version")
-    hidden: int = Field(128, ge=1, description="units of the LSTM")
+    cell: Cell = Field("lstm", description="lstm, gru, rnn or mingru")
+    layers: int = Field(1, ge=1, description="cells one above the other")
+    hidden: int = Field(128, ge=1, description="units of each layer")
     batch: int = Field(32, ge=1, description="places in the text that are read side by side")
     window: int = Field(50, ge=1, description="characters to an update")
     lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
@@ -69,7 +71,7 @@ class Forecast(Options):
 
 
 class _Task(Options):
-    length: int = Field(100, ge=10, description="steps that have to be remembered")
+    length: int = Field(100, ge=10, description="steps of a sequence")
     cell: Cell = Field("lstm", description="lstm, gru, rnn or mingru")
     layers: int = Field(1, ge=1, description="cells one above the other")
     hidden: int = Field(64, ge=1, description="units of each layer")
@@ -83,6 +85,9 @@ class Adding(_Task):
 
 class Copy(_Task):
     """Ten symbols said again after a long wait; reports accuracy and cross-entropy beside those of no memory."""
+
+    length: int = Field(30, ge=1, description="steps between the ten symbols and the place to say them")
+    lr: float = Field(1.5e-2, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
 
 
 class TemporalOrder(_Task):

@@ -125,7 +125,11 @@ def ordering(length: int) -> Task:
     return Task(example, length, ORDERED + DISTRACTORS, ORDERED**2, cross_entropy, score, known)
 
 
-TASKS = {Adding: adding, Copy: copying, TemporalOrder: ordering}
+TASKS = {
+    Adding: (adding, 1000),
+    Copy: (copying, 3000),
+    TemporalOrder: (ordering, 1000),
+}  # how, and for how many updates
 
 
 @value
@@ -146,8 +150,8 @@ class Draws:
 
 def build(options: Adding | Copy | TemporalOrder, seed: int, steps: int | None) -> Experiment:
     """Make the experiment."""
-    task = TASKS[type(options)](options.length)
-    steps = steps or 3000
+    make, usual = TASKS[type(options)]
+    task, steps = make(options.length), steps or usual
     cell = make_cell(options.cell, task.inputs, options.hidden, chrono=max(3, task.steps), layers=options.layers)
     net = recurrent(cell, Dense(options.hidden, task.outputs), task.loss)
     start, draws = jax.random.split(jax.random.key(seed))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,14 +15,15 @@ import numpy as np
 
 from unrollax._errors import InvalidArgument
 from unrollax._experiment import Experiment
-from unrollax._types import Params
+from unrollax._types import Key, Params, State
 from unrollax._value import static, value
 from unrollax._wrap import batched
 from unrollax.estimators import TBPTT
-from unrollax.recipes._common import decayed_adam
+from unrollax.recipes._common import decayed_adam, make_cell
 from unrollax.recipes._options import Text
-from unrollax.systems import Dense, Frame, LSTMCell, Recurrent, recurrent
+from unrollax.systems import Dense, Frame, Recurrent, recurrent
 
+ALPHABET = "alphabet.json"  # in the run folder: the characters by their codes, as one string
 HELD_OUT = 0.1
 SHORTEST = 1000  # characters
 PIECE = 200  # characters of held-out text that are read from one start; the first ones are read without a memory
@@ -60,6 +64,13 @@ def _shipped() -> str:
     return (resources.files("unrollax.recipes") / "genesis.txt").read_text(encoding="utf-8")
 
 
+def model(options: Text, characters: int) -> Recurrent:
+    """Return the network for an alphabet of so many characters."""
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=characters)
+    cell = make_cell(options.cell, characters, options.hidden, layers=options.layers)
+    return recurrent(cell, Dense(options.hidden, characters), encode=one_hot)
+
+
 def build(options: Text, seed: int, steps: int | None) -> Experiment:
     """Make the experiment."""
     text = read(options.path)
@@ -68,8 +79,7 @@ def build(options: Text, seed: int, steps: int | None) -> Experiment:
     codes = np.array([number[character] for character in text], np.int32)
     train, test = np.split(codes, [int((1 - HELD_OUT) * len(codes))])
     steps = steps or 2000
-    one_hot = functools.partial(jax.nn.one_hot, num_classes=len(alphabet))
-    net = recurrent(LSTMCell(len(alphabet), options.hidden), Dense(options.hidden, len(alphabet)), encode=one_hot)
+    net = model(options, len(alphabet))
     system = batched(net, options.batch)
     return Experiment(
         system=system,
@@ -79,6 +89,7 @@ def build(options: Text, seed: int, steps: int | None) -> Experiment:
         data=Lanes(jnp.asarray(train), options.batch),
         evaluate=lambda params: {"bits per character, held out": float(bits(net, params, _pieces(test)))},
         steps=steps,
+        artifacts=lambda _: {ALPHABET: json.dumps("".join(alphabet), ensure_ascii=False) + "\n"},
     )
 
 
@@ -98,3 +109,34 @@ def bits(net: Recurrent, params: Params, pieces: jax.Array) -> jax.Array:
         return jax.vmap(net.loss)(logits, codes[1:]).mean()
 
     return jax.vmap(piece)(pieces).mean() / jnp.log(2)
+
+
+def continuation(net: Recurrent, params: Params, prompt: Sequence[int], key: Key, temperature: float) -> Iterator[int]:
+    """Read the codes of a prompt and yield codes that go on from it, for ever.
+
+    Args:
+        net: the network.
+        params: its parameters.
+        prompt: one code or more.
+        key: all that is drawn comes from it.
+        temperature: what logits are divided by; at 0 the likeliest code is taken each time.
+    """
+    state = net.cell.init(params["cell"])
+    for code in prompt:
+        state, logits = _read_one(net, params, state, code)
+    for number in itertools.count():
+        code = int(_draw(jax.random.fold_in(key, number), logits, temperature))
+        yield code
+        state, logits = _read_one(net, params, state, code)
+
+
+@jax.jit
+def _read_one(net: Recurrent, params: Params, state: State, code: int) -> tuple[State, jax.Array]:
+    state, output = net.cell.step(params["cell"], state, net.encode(jnp.asarray(code)))
+    return state, net.readout.apply(params["readout"], output)
+
+
+@jax.jit
+def _draw(key: Key, logits: jax.Array, temperature: float) -> jax.Array:
+    drawn = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1))
+    return jnp.where(temperature > 0, drawn, logits.argmax())

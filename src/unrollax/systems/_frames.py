@@ -18,7 +18,7 @@ class Frame(NamedTuple):
     Attributes:
         input: what the cell reads.
         target: what the loss compares the prediction with.
-        mask: whether the step is real; a step that is not leaves the state as it was.
+        mask: whether the step is real; a step that is not leaves the state as it was and has no loss.
         weight: what the loss of the step is multiplied by.
     """
 

@@ -54,8 +54,9 @@ class Recurrent:
         """Advance by one frame, and return its weighted loss."""
         del key
         after, output = self._advance(params, state, x.input, x.mask)
-        target = _blank(x.weight == 0, x.target)
-        return after, x.weight * self.loss(self.readout.apply(params["readout"], output), target)
+        weight = jnp.where(x.mask, x.weight, 0)
+        target = _blank(weight == 0, x.target)
+        return after, weight * self.loss(self.readout.apply(params["readout"], output), target)
 
     @property
     def unroll(self) -> Callable[..., tuple[State, jax.Array]] | None:
@@ -71,8 +72,9 @@ class Recurrent:
         """Advance by all frames, leaves `[steps, *batch, ...]`, and return their weighted losses `[steps, *batch]`."""
         del keys
         after, predictions = self._predict(params, state, data.input, data.mask)
-        losses = over_batch(self.loss, jnp.ndim(data.mask))(predictions, _blank(data.weight == 0, data.target))
-        return after, data.weight * losses
+        weight = jnp.where(data.mask, data.weight, 0)
+        losses = over_batch(self.loss, jnp.ndim(weight))(predictions, _blank(weight == 0, data.target))
+        return after, weight * losses
 
     def predict(self, params: dict[str, Params], inputs: Any, mask: Any = None) -> Any:
         """Return the predictions for one sequence, leaves `[T, ...]`; `jax.vmap` it for many."""
