@@ -1,3 +1,6 @@
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +93,47 @@ def test_a_bounded_system_is_a_value_that_compiles_once():
     assert len(count) == 1
 
 
-@pytest.mark.parametrize("bound", ["exp", (1, 0), (1, 2, 3), 0.5])
+class Pair(NamedTuple):
+    """Parameters that are a named tuple."""
+
+    a: Any
+    b: Any
+
+
+@pytest.mark.parametrize(
+    ("bounds", "params"),
+    [
+        (("log", "softplus"), (0.5, 0.1)),
+        (("log", None), (0.5, {"x": -1.0})),
+        (((0, 1), "log"), (0.5, 2.0)),
+        (((0, 1), (np.float32(-5), -1)), (0.5, -2.0)),
+        ((None, ((0, 1), None)), (-2.0, (0.5, -3.0))),
+        (Pair("log", (0, 1)), Pair(2.0, 0.5)),
+        ((), ()),
+    ],
+)
+def test_a_tuple_that_is_no_range_bounds_the_parts_of_a_tuple(bounds, params):
+    held = ux.bounded(plain, bounds)
+    free = held.free(params)
+    assert jax.tree.structure(free) == jax.tree.structure(params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), held.params(free), params)
+    hash(held.bounds)
+
+
+def test_a_tuple_of_two_numbers_is_one_range_for_all():
+    params = ux.bounded(plain, (0, 1)).params((jnp.array(-1e3), jnp.array(1e3)))
+    np.testing.assert_array_equal(params, (0, 1))
+
+
+@pytest.mark.parametrize("bound", [(0, np.inf), (-np.inf, 0), (-np.inf, np.inf)])
+def test_a_range_without_end_is_refused_with_a_remedy(bound):
+    with pytest.raises(ux.InvalidArgument, match=r"bounded: a range must have finite ends, got .*'log' or 'softplus'"):
+        ux.bounded(plain, {"rate": bound, "decay": None, "mix": None})
+
+
+@pytest.mark.parametrize(
+    "bound", ["exp", (1, 0), (1, 2, 3), (0, np.nan), 0.5, np.zeros(2), (0, 1j), (0, "log"), Pair(0, 1)]
+)
 def test_an_unknown_bound_is_refused(bound):
     with pytest.raises(ux.InvalidArgument, match="bounded: a bound must be 'log', 'softplus', a range"):
         ux.bounded(plain, {"rate": bound, "decay": None, "mix": None})

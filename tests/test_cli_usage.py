@@ -96,7 +96,7 @@ def command(*arguments):
         ("train mine.py:net", "must be an unrollax.Experiment or a function that returns one, got FunctionSystem."),
         ("train mine.py", "mine.py must say which name of the file to train: mine.py:NAME"),
         ("train mine.py:3x", "'3x' is no Python name."),
-        ("train nowhere.py:x", "no file nowhere.py. A target is a recipe (sequential-digits, text)"),
+        ("train nowhere.py:x", "no file nowhere.py. A target is a recipe (adding, copy, forecast, sequential-digits, temporal-order, text)"),
         ("train gone.toml", "gone.toml: No such file or directory."),
     ],
 )
@@ -211,6 +211,9 @@ def python(*arguments):
         ("--version", 0, metadata.version("unrollax")),
         ("train text --set hidden=0", 2, "greater than or equal to 1, got 0."),
         ("train mine.py:experiment --estimator pse", 2, "Did you mean pes"),
+        ("sample --help", 0, "each character as it comes"),
+        ("sample runs/nowhere", 2, "no run folder runs/nowhere."),
+        ("train forecast --set path=nowhere.csv", 2, "path: there must be such a file, got 'nowhere.csv'."),
     ],
 )
 def test_help_and_usage_errors_never_import_jax(arguments, code, says):

@@ -440,6 +440,20 @@ def test_what_differs_in_time_is_refused():
             lambda: ux.mix(PES, PES, weight="even"),
             "mix: weight must be a number or 'inverse-variance', got weight='even'",
         ),
+        (lambda: ux.mix(PES, PES, weight=None), "mix: weight must be a finite number, got weight=None"),
+        (lambda: ux.mix(PES, PES, weight=True), "mix: weight must be a finite number, got weight=True"),
+        (lambda: ux.mix(PES, PES, weight=np.nan), "mix: weight must be a finite number, got weight=nan"),
+        (lambda: ux.mix(PES, PES, decay=2.0), r"mix: decay must be a number in \[0, 1\], got decay=2.0"),
+        (lambda: controlled(PES, coefficient=None), "control_variate: coefficient must be a finite number, got coeff"),
+        (
+            lambda: controlled(PES, coefficient="fitted", decay=-0.5),
+            r"control_variate: decay must be a number in \[0, 1\]",
+        ),
+        (
+            lambda: ux.mean_over(ux.PES, 2),
+            r"mean_over: estimator must have init.*, got the class PES\. Pass an estimator",
+        ),
+        (lambda: ux.mix(PES, ux.PES, weight=0.5), r"mix: second must have init.*, got the class PES\."),
         (lambda: ux.mix(PES, PES, weight=0.5, samples=4), "mix: samples and decay are for weight='inverse-variance'"),
         (lambda: ux.mix(PES, PES, samples=2), "mix: samples must be at least 3, got samples=2"),
         (

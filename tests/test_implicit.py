@@ -313,12 +313,20 @@ def test_memory_does_not_grow_with_the_window(solver):
     [
         ({"window": 3, "horizon": 4}, "Implicit: horizon must be a multiple of window, got horizon=4, window=3"),
         ({"window": 3, "terms": 0}, "Implicit: terms must be a positive whole number, got terms=0"),
+        ({"window": 3, "tol": "x"}, "Implicit: tol must be a finite number of at least 0, got tol='x'"),
+        ({"window": 3, "tol": -1.0}, "Implicit: tol must be a finite number of at least 0, got tol=-1.0"),
         ({"window": 3, "solver": "cg"}, "Implicit: solver must be one of 'gmres', .*, got solver='cg'"),
     ],
 )
 def test_fields_that_cannot_be_used_are_refused(options, message):
     with pytest.raises(ux.InvalidArgument, match=message):
         ux.Implicit(net, **options)
+
+
+@pytest.mark.parametrize("tol", [-1, None, True, jnp.inf])
+def test_a_tolerance_that_may_have_been_an_axis_is_refused_where_it_is_used(tol):
+    with pytest.raises(ux.InvalidArgument, match="Implicit: tol must be a finite number of at least 0, got tol="):
+        ux.Implicit(net, window=3, tol=tol).init(KEY, NET)
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -20,6 +20,7 @@ LIGHT = (
     "unrollax.cli",
     "unrollax.cli._app",
     "unrollax.cli._config",
+    "unrollax.cli._text_run",
     "unrollax.recipes",
     "unrollax.recipes._options",
 )
@@ -92,7 +93,7 @@ SHARED = {
     },
     "kernels": {"_layers", "_recurrence", "_sequence"},
     "systems": {"_frames", "_initial", "_scan"},
-    "recipes": {"_common", "_options"},
+    "recipes": {"_baselines", "_common", "_options", "_series"},
 }
 
 

@@ -1,5 +1,6 @@
 """Reverse mode through a random number of windows: exact in the mean, with the tails that theory gives it."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -209,10 +210,31 @@ def test_the_deepest_of_many_windows_is_reached_even_by_single_precision():
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("survival", [0, 0.0, 1.5, -0.1, 2, "half"])
+@pytest.mark.parametrize("survival", [0.0, 1.5, -0.1, np.nan, "half"])
 def test_a_survival_that_is_no_probability_is_refused(survival):
     with pytest.raises(ux.InvalidArgument, match=rf"survival must be a number in \(0, 1\], got survival={survival!r}"):
         ux.RandomizedTBPTT(net, 2, 4, survival=survival)
+
+
+@pytest.mark.parametrize("survival", [0, 2, True, np.array(1.5), None])
+def test_a_survival_that_may_have_been_an_axis_is_refused_where_it_is_used(survival):
+    estimator = ux.RandomizedTBPTT(net, 2, 4, survival=survival)
+    with pytest.raises(
+        ux.InvalidArgument, match=r"RandomizedTBPTT: survival must be a number in \(0, 1\], got survival="
+    ):
+        estimator.init(KEY, PARAMS)
+
+
+def test_estimates_are_mapped_over_survival():
+    one, survivals = ux.RandomizedTBPTT(linear(0.5), 1, 2), jnp.array([1.0, 0.5])
+
+    @jax.jit
+    def second(estimator):
+        state, _ = estimator.estimate(1.0, estimator.init(KEY, 1.0), None)
+        return estimator.estimate(1.0, state, None)[1].grad
+
+    mapped = jax.vmap(second, (replace(one, system=None, survival=0),))(replace(one, survival=survivals))
+    np.testing.assert_allclose(mapped, [second(replace(one, survival=survival)) for survival in survivals], rtol=1e-12)
 
 
 def test_an_endless_stream_is_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import unrollax as ux
+from unrollax._sample import threefry
 
 KEY = jax.random.key(12)
 normal = jax.jit(ux.normal, static_argnums=(1, 2))
@@ -105,3 +106,19 @@ def test_mapped_keys_draw_what_each_would_alone(impl):
     if impl == "threefry2x32":  # rbg's bits under vmap are others, as jax.random says
         single = [ux.normal(key, (5,), jnp.float32) for key in keys]
         np.testing.assert_array_equal(mapped, jnp.stack(single))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_a_threefry_key_depends_on_every_word_of_a_key_and_on_no_batch(impl):
+    words = jnp.array([[1, 2, 3, 4], [9, 2, 3, 4], [1, 9, 3, 4], [1, 2, 9, 4], [1, 2, 3, 9]], jnp.uint32)
+    keys = jax.random.wrap_key_data(words, impl=impl)
+    mapped = jax.vmap(threefry)(keys)
+    assert str(jax.random.key_impl(mapped)) == "threefry2x32"
+    assert len(np.unique(jax.random.key_data(mapped), axis=0)) == len(words)
+    for one, key in zip(mapped, keys, strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(one), jax.random.key_data(threefry(key)))
+
+
+def test_a_threefry_key_stays_what_it_is():
+    key = jax.random.key(3)
+    assert threefry(key) is key

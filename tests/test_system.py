@@ -278,7 +278,7 @@ COUNTS += [(name, "pairs") for name in EVOLUTION] + [("ForwardGradient", "direct
 @pytest.mark.parametrize(("name", "field"), COUNTS)
 @pytest.mark.parametrize("count", [0, -1, True, 1.0, "2"])
 def test_a_count_that_is_no_positive_whole_number_is_named(name, field, count):
-    message = f"{name}: {field} must be a positive whole number, got {field}={count!r}."
+    message = f"{name}: {field} must be a positive whole number, got {field}={count!r}. Give 1 or more."
     with pytest.raises(ux.InvalidArgument, match=f"^{re.escape(message)}$"):
         ESTIMATORS[name](net, **{field: count})
 

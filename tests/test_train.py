@@ -328,3 +328,41 @@ def test_a_system_may_hold_a_size():
 
     run = ux.fit(ux.BPTT(Sized(3), 2), ADAM, 0.5, None, key=KEY, steps=2)
     assert run.metrics.loss.shape == (2,)
+
+
+def test_what_is_no_state_to_continue_from_is_named():
+    first = run(tbptt, ADAM, PARAMS, waves, steps=1)
+    for state, got in ((first, r"Fit\. Pass run\.state\."), (first.params, r"dict\. Pass the state of")):
+        with pytest.raises(ux.InvalidArgument, match=f"^fit: state must be a TrainState, got {got}"):
+            run(tbptt, ADAM, None, waves, steps=1, state=state)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "optimizer", "leaf"),
+    [
+        (pes, ADAM, r"\.estimator\.windows must be int32\[\], got nothing"),
+        (tbptt, optax.sgd(0.1), r"\.optimizer\[0\]\.count must be nothing, got int32\[\]"),
+        (ux.TBPTT(net, 2, 6, overlap=2, x={"u": 0.0}), ADAM, r"\.estimator\..* must be .*, got nothing"),
+        (ux.mean_over(tbptt, 2), ADAM, r"\.estimator\.key must be key\[2\], got key\[\]"),
+    ],
+)
+def test_a_state_of_something_else_is_refused_by_its_first_leaf(estimator, optimizer, leaf):
+    state = run(tbptt, ADAM, PARAMS, waves, steps=1).state
+    with pytest.raises(ux.StructureError, match=f"^fit: state leaf {leaf}\\. Continue with the estimator"):
+        run(estimator, optimizer, None, waves, steps=1, state=state)
+
+
+def test_a_state_with_the_leaves_of_another_structure_is_refused():
+    state = run(tbptt, ADAM, PARAMS, waves, steps=1).state
+    odd = state._replace(optimizer=(*state.optimizer, None))
+    with pytest.raises(ux.StructureError, match="^fit: state must be PyTreeDef"):
+        run(tbptt, ADAM, None, waves, steps=1, state=odd)
+
+
+def test_a_state_of_numpy_arrays_or_with_keys_of_another_kind_continues():
+    state = run(tbptt, ADAM, PARAMS, waves, steps=1).state
+    plain = lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+    expected = run(tbptt, ADAM, None, waves, steps=1, state=state)
+    same_bits(run(tbptt, ADAM, None, waves, steps=1, state=jax.tree.map(plain, state)), expected)
+    other = ux.fit(tbptt, ADAM, PARAMS, waves, key=jax.random.key(0, impl="rbg"), steps=1).state
+    assert run(tbptt, ADAM, None, waves, steps=1, state=other).state.step == 2

@@ -110,6 +110,12 @@ def test_clipping_leaves_the_state_alone_and_keeps_the_losss_dtype():
     assert (state, loss, loss.dtype) == (1, 2, jnp.float32)
 
 
+@pytest.mark.parametrize("at", ["x", None, True, np.nan, jnp.array([1.0, np.nan])])
+def test_a_bound_of_the_loss_that_is_no_number_is_refused(at):
+    with pytest.raises(ux.InvalidArgument, match=r"^clip_loss: at must be a number, got at="):
+        ux.clip_loss(given, at=at)
+
+
 def test_evolution_survives_a_particle_that_blows_up_when_the_loss_is_clipped():
     wild = ux.system(init=lambda key, p: 1.0, step=lambda p, s, x, key: (s, jnp.log(p)))
     estimator = ux.ES(ux.clip_loss(wild, at=3.0), std=1.0, window=1, pairs=1, sampler=lambda *a: jnp.array([1.0]))

@@ -58,7 +58,7 @@ def score_plots(scores: Mapping[str, Sequence[tuple[int, float]]]) -> list[Plot]
     Example:
         >>> plots = score_plots({"error": [(1, 0.5)], "error, of a baseline": [(1, 0.9)], "bits, held out": [(1, 2.0)]})
         >>> [list(plot.lines) for plot in plots]
-        [['error', 'error, of a baseline'], ['bits, held out']]
+        [['error', 'of a baseline'], ['bits, held out']]
     """
     plots: dict[tuple[str, tuple[int, ...]], Plot] = {}
     for name, points in scores.items():
@@ -66,7 +66,7 @@ def score_plots(scores: Mapping[str, Sequence[tuple[int, float]]]) -> list[Plot]
         x, y = zip(*points, strict=True)
         title = first if first in scores else name
         plot = plots.setdefault((title, x), Plot(title, "update", x, {}))
-        plots[title, x] = plot._replace(lines={**plot.lines, name: y})
+        plots[title, x] = plot._replace(lines={**plot.lines, name.removeprefix(f"{title}, "): y})
     return list(plots.values())
 
 

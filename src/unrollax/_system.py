@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,8 @@ from unrollax._check import check_counts, check_key
 from unrollax._checkpointed import Memory
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe, leaves_with_names, strong
-from unrollax._types import Data, Key, Params, State, System
+from unrollax._types import Data, Key, Params, State, System, Whole
 from unrollax._value import static, value
-
-Whole: TypeAlias = Callable[..., tuple[State, jax.Array]]  # (params, state, data, keys) -> (state, losses)
 
 
 @value
@@ -176,10 +174,7 @@ def unroll_keys(
 
     def at_once(params: Params, carry: State, rows: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
         assert own is not None
-        after, losses = own(params, carry, jax.tree.unflatten(treedef, rows[0]), rows[1])
-        after = strong(after)
-        _check_state(owner, carry, after)
-        return after, losses
+        return checked_window(owner, own, params, carry, jax.tree.unflatten(treedef, rows[0]), rows[1])
 
     own = whole_form(system) if whole and not any(map(_is_repeat, leaves)) else None
     if own is not None and memory != "full" and not getattr(system, "causal", True):
@@ -193,12 +188,25 @@ def unroll_keys(
 
 def checked_step(owner: str, system: System, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
     """Run one step; raise unless it returns a state like the one that it was given, and a scalar loss."""
-    returned = system.step(params, state, x, key)
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise StructureError(f"{owner}: step must return (state, loss), got {_kind(returned)}. Return both.")
-    after, loss = strong(returned[0]), returned[1]
-    _check_state(owner, state, after)
-    return after, _check_loss(owner, loss)
+    after, loss = _check_returned(owner, "step", "loss", state, system.step(params, state, x, key))
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise StructureError(
+            f"{owner}: step must return a floating scalar loss, got {describe(loss)}. Reduce it, for example with .mean()."
+        )
+    return after, jnp.asarray(loss)
+
+
+def checked_window(
+    owner: str, own: Whole, params: Params, state: State, data: Data, keys: Key
+) -> tuple[State, jax.Array]:
+    """Run a window by a system's own `unroll`; raise unless it returns a state like its first, and a loss for each step."""
+    after, losses = _check_returned(owner, "unroll", "losses", state, own(params, state, data, keys))
+    if jnp.shape(losses) != keys.shape or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
+        raise StructureError(
+            f"{owner}: unroll must return a floating loss for each of the {len(keys)} steps, got {describe(losses)}. Don't "
+            "reduce them over time."
+        )
+    return after, jnp.asarray(losses)
 
 
 def rows_of(owner: str, data: Data, steps: int) -> Any:
@@ -247,24 +255,21 @@ def _check_data(owner: str, data: Data, steps: int | None) -> int:
     return steps
 
 
-def _check_state(owner: str, before: State, after: State) -> None:
-    given, returned = str(jax.tree.structure(before)), str(jax.tree.structure(after))
-    if given != returned:
+def _check_returned(owner: str, name: str, second: str, before: State, returned: Any) -> tuple[State, Any]:
+    """Return the state, without weak types, and what came with it, from what `step` or `unroll` returned."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise StructureError(f"{owner}: {name} must return (state, {second}), got {_kind(returned)}. Return both.")
+    after = strong(returned[0])
+    given, got = str(jax.tree.structure(before)), str(jax.tree.structure(after))
+    if given != got:
         raise StructureError(
-            f"{owner}: step must return a state with the structure that init gave, {given}, got {returned}. "
-            "Return every part of the state from step."
+            f"{owner}: {name} must return a state with the structure that init gave, {given}, got {got}. "
+            f"Return every part of the state from {name}."
         )
-    for (name, old), new in zip(leaves_with_names(before), jax.tree.leaves(after), strict=True):
+    for (path, old), new in zip(leaves_with_names(before), jax.tree.leaves(after), strict=True):
         if jnp.shape(old) != jnp.shape(new) or old.dtype != new.dtype:
             raise StructureError(
-                f"{owner}: step must keep each state leaf's shape and dtype, {name} was {describe(old)}, got "
-                f"{describe(new)}. Start it in init as {describe(new)}, or cast it back in step."
+                f"{owner}: {name} must keep each state leaf's shape and dtype, {path} was {describe(old)}, got "
+                f"{describe(new)}. Start it in init as {describe(new)}, or cast it back in {name}."
             )
-
-
-def _check_loss(owner: str, loss: Any) -> jax.Array:
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise StructureError(
-            f"{owner}: step must return a floating scalar loss, got {describe(loss)}. Reduce it, for example with .mean()."
-        )
-    return jnp.asarray(loss)
+    return after, returned[1]

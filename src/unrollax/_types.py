@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -11,6 +12,7 @@ State: TypeAlias = Any  # a pytree that keeps its structure, shapes and dtypes f
 Data: TypeAlias = Any  # a pytree with leaves [window, ...], `repeat(x)` leaves, or None
 Scalar: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # from jax.random.key(seed)
+Whole: TypeAlias = Callable[..., tuple[State, jax.Array]]  # (params, state, data, keys) -> (state, losses), of a window
 
 
 @runtime_checkable

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from unrollax._check import NOT_NAN, check_counts, check_number
 from unrollax._cores import over_cores
-from unrollax._system import Whole, as_system, whole_form
-from unrollax._types import Key, Params, State, System
+from unrollax._system import as_system, whole_form
+from unrollax._types import Key, Params, State, System, Whole
 from unrollax._value import static, value
 
 
@@ -44,7 +44,7 @@ class Batched:
             keys = _split(keys, self.count)
             assert own is not None
             outermost = keys.ndim == 2
-            after, losses = (over_cores(own, self.count) if outermost else own)(params, state, data, keys)
+            after, losses = (over_cores(own) if outermost else own)(params, state, data, keys)
             return after, losses.mean(-1)
 
         return run if own else None
@@ -57,8 +57,8 @@ class Batched:
 
 def _split(keys: Key, count: int) -> Key:
     """Split each of many keys, `[...]` to `[..., count]`."""
-    split = jax.vmap(lambda key: jax.random.split(key, count))
-    return split(keys.reshape(-1)).reshape(*keys.shape, count)
+    many: Key = jax.vmap(lambda key: jax.random.split(key, count))(keys.reshape(-1))
+    return many.reshape(*keys.shape, count)
 
 
 def batched(system: System, n: int) -> Batched:

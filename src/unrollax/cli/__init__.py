@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+
+CORES = "JAX_NUM_CPU_DEVICES"  # read by JAX when it is imported
 
 
 def main() -> None:
@@ -15,4 +18,13 @@ def main() -> None:
         if error.name not in ("typer", "rich", "pydantic", "tomli_w"):
             raise
         sys.exit(f"unrollax: the command line needs {error.name}. Install it with: pip install 'unrollax[cli]'")
+    _use_cores()
     app(prog_name="unrollax")
+
+
+def _use_cores() -> None:
+    """Do what `unrollax.use_cores` does, without importing JAX, unless the user has said how many devices there are."""
+    if CORES in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ[CORES] = os.environ.get("NPROC", str(cores))

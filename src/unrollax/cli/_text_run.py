@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from unrollax._errors import nearest
 from unrollax.cli._config import UsageError, read_toml, validate
-from unrollax.recipes._options import Text
+from unrollax.recipes._options import ALPHABET, Text
 
-ALPHABET = "alphabet.json"
 TRAIN = "Make one with: unrollax train text"
 
 

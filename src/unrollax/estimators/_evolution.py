@@ -56,7 +56,8 @@ class ES(SharedTrajectory):
         noise: ES keeps none from window to window: either value will do.
 
     Raises:
-        InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
+        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, a number in std is not
+            positive, or an option is none of its choices.
 
     Example:
         >>> import unrollax as ux
@@ -145,7 +146,8 @@ class PES(Antithetic):
             that is learned or replaced in the middle of episodes.
 
     Raises:
-        InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
+        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, a number in std is not
+            positive, or an option is none of its choices.
 
     Example:
         >>> import unrollax as ux
@@ -175,7 +177,7 @@ class PES(Antithetic):
 
 
 class _HeldNoise(Antithetic):
-    """The rule of `NRES` and `ESSingle`: one noise from reset to reset, kept in units of `std`, which may have moved since."""
+    """The rule of `NRES` and `ESSingle`: one noise from reset to reset, kept in units of `std`, which may move meanwhile."""
 
     def _rule(self, pairs: Pairs, noise: jax.Array | None, window: Window) -> tuple[jax.Array, jax.Array]:
         def fresh() -> jax.Array:
@@ -224,7 +226,8 @@ class NRES(_HeldNoise):
         noise: `"stored"`, or `"regenerated"` from keys in every window: then nothing of the size pairs x params persists.
 
     Raises:
-        InvalidArgument: a count is no positive whole number, or horizon is no multiple of window.
+        InvalidArgument: a count is no positive whole number, horizon is no multiple of window, a number in std is not
+            positive, or an option is none of its choices.
 
     Example:
         >>> import unrollax as ux

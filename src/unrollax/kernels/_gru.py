@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax.kernels._layers import apply
+from unrollax.kernels._layers import apply, check_gates
 from unrollax.kernels._sequence import Carry, Layer, Weights, outer, product, project, with_transposed
 
 
@@ -48,7 +48,7 @@ def _gradients(params: Weights, x: jax.Array, before: jax.Array, dz: Any) -> tup
     return weights, product(narrow, params["wx"].T)
 
 
-GRU = Layer(with_transposed, project, _forward, _backward, _gradients)
+GRU = Layer(3, with_transposed, project, _forward, _backward, _gradients)
 
 
 def gru(
@@ -72,7 +72,7 @@ def gru(
         The state h after the last step, and the outputs h `[T, *batch, H]`.
 
     Raises:
-        StructureError: the shapes of x, mask and state don't agree.
+        StructureError: the shapes of params, x, mask and state don't agree.
 
     Example:
         >>> import unrollax as ux
@@ -82,6 +82,7 @@ def gru(
 
     References: Cho et al., EMNLP 2014, in the variant that PyTorch and cuDNN compute.
     """
-    start = jnp.zeros(params["wh"].shape[0], params["b"].dtype) if state is None else state
+    hidden = check_gates("gru", params, 3, more=("wh", "bn"))
+    start = jnp.zeros(hidden, params["b"].dtype) if state is None else state
     (h,), outputs = apply("gru", GRU, params, x, (start,), mask, batch_major=batch_major)
     return h, outputs

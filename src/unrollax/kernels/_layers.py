@@ -25,13 +25,13 @@ def apply(
 ) -> tuple[Carry, jax.Array]:
     """Run a layer over sequences in any layout; return the last state and the outputs.
 
-    `state` has leaves that broadcast to `[*batch, H]`, their dtype is kept.
+    `params` are those that `check_weights` has seen. `state` has leaves that broadcast to `[*batch, H]`, their dtype is kept.
     """
     x, mask = sequences(owner, params["wx"].shape[0], x, mask, batch_major=batch_major)
     steps, *batch, size = x.shape
+    hidden = params["b"].shape[0] // layer.gates
     dtype = jnp.result_type(x, *params.values(), *state)
-    carry = tuple(broadcast(owner, leaf, batch).astype(dtype) for leaf in state)
-    hidden = carry[0].shape[-1]
+    carry = tuple(broadcast(owner, leaf, batch, hidden).astype(dtype) for leaf in state)
     flat = tuple(leaf.reshape(-1, hidden) for leaf in carry)
     if steps and flat[0].size:
         weights = {name: leaf.astype(dtype) for name, leaf in params.items()}
@@ -45,6 +45,43 @@ def apply(
         leaf.reshape(*batch, hidden).astype(jnp.result_type(was)) for leaf, was in zip(after, state, strict=True)
     )
     return last, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs
+
+
+def check_weights(owner: str, params: Weights, shapes: dict[str, tuple[Any, ...]], sizes: dict[str, int]) -> None:
+    """Raise unless params have the names and shapes: a wx of another width would broadcast where a size is 1."""
+    got = {name: jnp.shape(leaf) for name, leaf in params.items()}
+    if got != {name: tuple(_times(axis, sizes) for axis in shape) for name, shape in shapes.items()}:
+        wanted = ", ".join(f"{name} [{', '.join(shape)}]" for name, shape in shapes.items())
+        raise StructureError(
+            f"{owner}: params must have the shapes {wanted}, got "
+            f"{', '.join(f'{name} {list(shape)}' for name, shape in got.items())}. Draw them with the cell's params(key)."
+        )
+
+
+def _times(axis: str, sizes: dict[str, int]) -> int:
+    """Return the length that `"H"` or `"4H"` stands for."""
+    return int(axis[:-1] or 1) * sizes[axis[-1]]
+
+
+def check_gates(owner: str, params: Weights, gates: int, *, more: tuple[str, ...] = ("wh",)) -> int:
+    """Raise unless params are those of a layer of so many gates; return H."""
+    wide = f"{gates}H" if gates > 1 else "H"
+    known = {"wx": ("D", wide), "wh": ("H", wide), "b": (wide,), "bn": ("H",)}
+    shapes = {name: shape for name, shape in known.items() if name in ("wx", "b", *more)}
+    rows, width = (next(iter(jnp.shape(params.get(name, 0))), 0) for name in ("wx", "b"))
+    check_weights(owner, params, shapes, {"D": rows, "H": width // gates})
+    return width // gates
+
+
+def check_pair(owner: str, names: str, state: Any) -> tuple[Any, Any]:
+    """Return the two parts of a state."""
+    if not isinstance(state, (tuple, list)) or len(state) != 2:
+        raise StructureError(
+            f"{owner}: state must be the pair {names}, got "
+            f"{len(state) if isinstance(state, (tuple, list)) else describe(state)}"
+            f"{' parts' if isinstance(state, (tuple, list)) else ''}. Pass both, or None for zeros."
+        )
+    return state[0], state[1]
 
 
 def sequences(owner: str, size: int, x: Any, mask: Any, *, batch_major: bool) -> tuple[jax.Array, jax.Array | None]:
@@ -66,13 +103,13 @@ def sequences(owner: str, size: int, x: Any, mask: Any, *, batch_major: bool) ->
     return where(mask, x, jnp.zeros_like(x)), mask
 
 
-def broadcast(owner: str, leaf: Any, batch: Sequence[int]) -> jax.Array:
+def broadcast(owner: str, leaf: Any, batch: Sequence[int], hidden: int) -> jax.Array:
     """Return a state for every sequence, `[*batch, H]`."""
     leaf = jnp.asarray(leaf)
-    wanted = (*batch, leaf.shape[-1])
-    if leaf.shape not in (wanted, leaf.shape[-1:]):
+    wanted = (*batch, hidden)
+    if leaf.shape not in (wanted, (hidden,)):
         raise StructureError(
-            f"{owner}: state must be {list(wanted)}, one for each sequence, or {list(leaf.shape[-1:])}, the same for all, "
+            f"{owner}: state must be {list(wanted)}, one for each sequence, or {[hidden]}, the same for all, "
             f"got {describe(leaf)}."
         )
     return jnp.broadcast_to(leaf.reshape((1,) * (len(wanted) - leaf.ndim) + leaf.shape), wanted)

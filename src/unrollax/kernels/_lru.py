@@ -7,9 +7,24 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from unrollax.kernels._layers import broadcast, sequences
+from unrollax.kernels._layers import broadcast, check_pair, check_weights, sequences
 from unrollax.kernels._recurrence import linear_recurrence
 from unrollax.kernels._sequence import Weights
+
+SHAPES = {
+    **dict.fromkeys(("nu", "theta", "gamma_log"), ("H",)),
+    **dict.fromkeys(("b_re", "b_im"), ("D", "H")),
+    **dict.fromkeys(("c_re", "c_im"), ("H", "O")),
+    "d": ("D", "O"),
+}
+
+
+def _check(owner: str, params: Weights) -> int:
+    """Raise unless params are those of a linear recurrent unit; return H."""
+    rows, size = (*jnp.shape(params.get("d", 0)), 0, 0)[:2]
+    hidden = next(iter(jnp.shape(params.get("nu", 0))), 0)
+    check_weights(owner, params, SHAPES, {"D": rows, "H": hidden, "O": size})
+    return hidden
 
 
 def lru(
@@ -43,7 +58,7 @@ def lru(
 
     Raises:
         InvalidArgument: method is neither.
-        StructureError: the shapes of x, mask and state don't agree.
+        StructureError: the shapes of params, x, mask and state don't agree.
 
     Example:
         >>> import unrollax as ux
@@ -53,9 +68,11 @@ def lru(
 
     References: Orvieto et al., ICML 2023.
     """
+    hidden = _check("lru", params)
     x, mask = sequences("lru", params["b_re"].shape[0], x, mask, batch_major=batch_major)
     zero = jnp.zeros(params["nu"].shape, params["nu"].dtype)
-    re, im = (broadcast("lru", part, x.shape[1:-1]) for part in (state or (zero, zero)))
+    parts = (zero, zero) if state is None else check_pair("lru", "(real part, imaginary part)", state)
+    re, im = (broadcast("lru", part, x.shape[1:-1], hidden) for part in parts)
     along = jnp.exp(jax.lax.complex(-jnp.exp(params["nu"]), jnp.exp(params["theta"])))
     into = jax.lax.complex(x @ params["b_re"], x @ params["b_im"])
     scale = jnp.exp(params["gamma_log"]).reshape((1,) * (into.ndim - 1) + (-1,))

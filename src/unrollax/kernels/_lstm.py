@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax.kernels._layers import apply
+from unrollax.kernels._layers import apply, check_gates, check_pair
 from unrollax.kernels._sequence import Carry, Layer, Weights, affine_gradients, product, project
 
 
@@ -38,7 +38,7 @@ def _backward(weights: Weights, carry: Carry, kept: Any, h: jax.Array) -> tuple[
     return (product(dz.astype(weights["wh"].dtype), weights["wh_transposed"]), dc * f), dz
 
 
-LSTM = Layer(_prepare, project, _forward, _backward, affine_gradients)
+LSTM = Layer(4, _prepare, project, _forward, _backward, affine_gradients)
 
 
 def lstm(
@@ -70,7 +70,7 @@ def lstm(
         The state (h, c) after the last step, and the outputs h `[T, *batch, H]`.
 
     Raises:
-        StructureError: the shapes of x, mask and state don't agree.
+        StructureError: the shapes of params, x, mask and state don't agree.
 
     Example:
         >>> import unrollax as ux
@@ -82,7 +82,8 @@ def lstm(
     References: Hochreiter and Schmidhuber, Neural Computation 1997; Gers et al., Neural Computation 2000. The derivation is
     in docs/theory/lstm.md.
     """
-    if state is None:
-        state = (jnp.zeros(params["wh"].shape[0], params["b"].dtype),) * 2
-    (h, c), outputs = apply("lstm", LSTM, params, x, state, mask, batch_major=batch_major)
+    hidden = check_gates("lstm", params, 4)
+    zeros = jnp.zeros(hidden, params["b"].dtype)
+    start = (zeros, zeros) if state is None else check_pair("lstm", "(h, c)", state)
+    (h, c), outputs = apply("lstm", LSTM, params, x, start, mask, batch_major=batch_major)
     return (h, c), outputs

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._check import check_choice
-from unrollax.kernels._layers import apply, broadcast, sequences
+from unrollax.kernels._layers import apply, broadcast, check_gates, sequences
 from unrollax.kernels._recurrence import linear_recurrence
 from unrollax.kernels._sequence import Carry, Layer, Weights, outer, product, project
 
@@ -33,7 +33,7 @@ def _gradients(params: Weights, x: jax.Array, before: jax.Array, da: jax.Array) 
     return {"wx": outer(x, narrow), "b": da.sum((0, 1))}, product(narrow, params["wx"].T)
 
 
-MINGRU = Layer(lambda params: params, project, _forward, _backward, _gradients)
+MINGRU = Layer(2, lambda params: params, project, _forward, _backward, _gradients)
 
 
 def mingru(
@@ -67,7 +67,7 @@ def mingru(
 
     Raises:
         InvalidArgument: method is neither.
-        StructureError: the shapes of x, mask and state don't agree.
+        StructureError: the shapes of params, x, mask and state don't agree.
 
     Example:
         >>> import unrollax as ux
@@ -78,7 +78,7 @@ def mingru(
     References: Feng et al., "Were RNNs All We Needed?", 2024, in the form without logarithms.
     """
     check_choice("mingru", "method", method, METHODS)
-    hidden = params["b"].shape[0] // 2
+    hidden = check_gates("mingru", params, 2, more=())
     start = jnp.zeros(hidden, params["b"].dtype) if state is None else state
     if method == "scan":
         (h,), outputs = apply("mingru", MINGRU, params, x, (start,), mask, batch_major=batch_major)
@@ -86,6 +86,6 @@ def mingru(
     x, mask = sequences("mingru", params["wx"].shape[0], x, mask, batch_major=batch_major)
     a = x @ params["wx"] + params["b"].reshape((1,) * (x.ndim - 1) + (-1,))
     z, n = jax.nn.sigmoid(a[..., :hidden]), a[..., hidden:]
-    start = broadcast("mingru", start, x.shape[1:-1])
+    start = broadcast("mingru", start, x.shape[1:-1], hidden)
     h, outputs = linear_recurrence(1 - z, z * n, start, mask=mask, method=method)
     return h, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs

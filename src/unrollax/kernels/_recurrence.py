@@ -33,7 +33,7 @@ def linear_recurrence(
 
     Raises:
         InvalidArgument: method is neither.
-        StructureError: the shapes of a, b and start don't agree.
+        StructureError: the shapes of a, b, start and mask don't agree.
 
     Example:
         >>> linear_recurrence(jnp.full(3, 0.5), jnp.ones(3), jnp.zeros(()))[1]
@@ -51,6 +51,12 @@ def linear_recurrence(
     dtype = jnp.result_type(a, b, start)
     a, b, start = (leaf.astype(dtype) for leaf in (a, b, start))
     if mask is not None:
+        mask = jnp.asarray(mask).astype(bool)
+        if not mask.ndim or mask.shape != a.shape[: mask.ndim]:
+            raise StructureError(
+                f"linear_recurrence: mask must be [T] and leading axes of a, {list(a.shape)}, got {list(mask.shape)}. Give "
+                "one boolean for each step."
+            )
         a, b = where(mask, (a, b), (jnp.ones_like(a), jnp.zeros_like(b)))
     return _recur(method, a, b, start)
 

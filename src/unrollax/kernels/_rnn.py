@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._check import check_choice
-from unrollax.kernels._layers import apply
+from unrollax.kernels._layers import apply, check_gates
 from unrollax.kernels._sequence import Carry, Layer, Weights, affine_gradients, product, project, with_transposed
 
 
@@ -37,8 +37,8 @@ def _through(weights: Weights, dz: jax.Array) -> tuple[Carry, jax.Array]:
 
 
 LAYERS = {
-    "tanh": Layer(with_transposed, project, _tanh, _backward_tanh, affine_gradients),
-    "relu": Layer(with_transposed, project, _relu, _backward_relu, affine_gradients),
+    "tanh": Layer(1, with_transposed, project, _tanh, _backward_tanh, affine_gradients),
+    "relu": Layer(1, with_transposed, project, _relu, _backward_relu, affine_gradients),
 }
 
 
@@ -70,7 +70,7 @@ def rnn(
 
     Raises:
         InvalidArgument: activation is neither.
-        StructureError: the shapes of x, mask and state don't agree.
+        StructureError: the shapes of params, x, mask and state don't agree.
 
     Example:
         >>> import unrollax as ux
@@ -81,6 +81,7 @@ def rnn(
     References: Elman, Cognitive Science 1990.
     """
     check_choice("rnn", "activation", activation, tuple(LAYERS))
-    start = jnp.zeros(params["wh"].shape[0], params["b"].dtype) if state is None else state
+    hidden = check_gates("rnn", params, 1)
+    start = jnp.zeros(hidden, params["b"].dtype) if state is None else state
     (h,), outputs = apply("rnn", LAYERS[activation], params, x, (start,), mask, batch_major=batch_major)
     return h, outputs

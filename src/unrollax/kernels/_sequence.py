@@ -36,6 +36,7 @@ class Layer(NamedTuple):
     """A recurrent layer by hand; its output is `h`, the first part of the carry.
 
     Attributes:
+        gates: how many times H the pre-activations are wide.
         prepare: `prepare(params)` returns what the other functions need of the parameters.
         project: `project(weights, x)` is the part of the pre-activations that doesn't depend on the carry, for many steps.
         forward: `forward(weights, carry, z)` returns the next carry, and the coefficients of its derivative.
@@ -44,6 +45,7 @@ class Layer(NamedTuple):
             `before` is h before each step.
     """
 
+    gates: int
     prepare: Callable[[Weights], Any]
     project: Callable[[Any, jax.Array], jax.Array]
     forward: Callable[[Any, Carry, jax.Array], tuple[Carry, Any]]

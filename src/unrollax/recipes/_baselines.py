@@ -101,7 +101,7 @@ def _lagged(values: np.ndarray, order: int, ahead: int) -> tuple[np.ndarray, int
 
 def best_order(train: np.ndarray, ahead: int) -> int:
     """Return the order of the autoregression with the least AIC on the training values, all orders on the same targets."""
-    most = max(1, min(24, len(train) // 8))
+    most = max(1, min(24, (len(train) - ahead) // 8))
     targets = train[most + ahead - 1 :]
 
     def criterion(order: int) -> float:

@@ -25,16 +25,15 @@ def make_cell(name: str, inputs: int, hidden: int, *, chrono: int | None = None,
         layers: cells one above the other, each added to what it reads.
 
     Example:
-        >>> make_cell("gru", 2, 8)
-        GRUCell(inputs=2, hidden=8)
+        >>> cell = make_cell("gru", 2, 8, layers=3)
+        >>> [one.inputs for one in cell.cells]
+        [2, 8, 8]
     """
     cells = [_one_cell(name, hidden if layer else inputs, hidden, chrono) for layer in range(layers)]
     return cells[0] if layers == 1 else stacked(*cells, residual=True)
 
 
 def _one_cell(name: str, inputs: int, hidden: int, chrono: int | None) -> Any:
-    if name == "lstm":
-        return LSTMCell(inputs, hidden, chrono=chrono)
-    if name == "mingru":
-        return MinGRUCell(inputs, hidden, chrono=chrono)
-    return {"gru": GRUCell, "rnn": RNNCell}[name](inputs, hidden)
+    if name == "rnn":
+        return RNNCell(inputs, hidden)
+    return {"lstm": LSTMCell, "gru": GRUCell, "mingru": MinGRUCell}[name](inputs, hidden, chrono=chrono)

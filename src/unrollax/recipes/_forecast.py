@@ -15,9 +15,10 @@ from unrollax._types import Key, Params, State
 from unrollax._value import static, value
 from unrollax._wrap import Batched, batched
 from unrollax.estimators import BPTT
-from unrollax.recipes import _baselines, _series
+from unrollax.recipes._baselines import Scale, autoregression, best_order, choose_scale, make_scale, rmse
 from unrollax.recipes._common import decayed_adam, make_cell
 from unrollax.recipes._options import Forecast
+from unrollax.recipes._series import SHORTEST, Series, read
 from unrollax.systems import Dense, Frame, Recurrent, recurrent, squared_error
 
 SHIPPED_TEST = 100  # years of the sunspots
@@ -34,7 +35,7 @@ class Split(NamedTuple):
         scored: `test` or `validation`, the name of what is forecast.
     """
 
-    series: _series.Series
+    series: Series
     train: int
     ahead: int
     scored: str
@@ -73,7 +74,7 @@ class Stretches:
     shape: tuple[int, int] = static()  # members, batch
 
     def __call__(self, number: jax.Array) -> Frame:
-        """Return leaves `[length, members, batch, 1]`; those of one number only without the last axis."""
+        """Return leaves `[length, members, batch]`, input and target with a last axis of 1."""
         places, blur = jax.random.split(jax.random.fold_in(self.key, number))
         last = self.values.shape[0] - self.length - self.ahead
         steps = jnp.arange(self.length)[:, None, None]
@@ -90,15 +91,16 @@ def split(options: Forecast) -> Split:
     Raises:
         InvalidArgument: the file or the column can't be used, or too few values are left to learn from.
     """
-    series = _series.read(options.path, options.target or ("" if options.path else "sunspots"))
+    series = read(options.path, options.target or ("" if options.path else "sunspots"))
     size = len(series.values)
     held = options.test or (size // SHARES["test"] if options.path else SHIPPED_TEST)
     train = size - held
     if options.score == "validation":
         size, train = train, train - train // SHARES["validation"]
-    if train < _series.SHORTEST // 2 + options.ahead:
+    least = SHORTEST // 2 + 2 * options.ahead
+    if train < least:
         raise InvalidArgument(
-            f"forecast: at least {_series.SHORTEST // 2 + options.ahead} values must be left to learn from, got {train}. "
+            f"forecast: at least {least} values must be left to learn from, got {max(train, 0)}. "
             "Lower test or ahead, or give a longer series."
         )
     cut = series._replace(values=series.values[:size], x=series.x[:size])
@@ -114,7 +116,7 @@ class Linear(NamedTuple):
         forecasts: those to beat, by name.
     """
 
-    scale: _baselines.Scale
+    scale: Scale
     on_scale: dict[str, np.ndarray]
     forecasts: dict[str, np.ndarray]
 
@@ -127,18 +129,18 @@ def linear(options: Forecast, data: Split) -> Linear:
     """
     values, ahead = data.series.values, data.ahead
     train = values[: data.train]
-    order = options.ar or _baselines.best_order(train, ahead)
+    order = options.ar or best_order(train, ahead)
     if 2 * (order + 1) + ahead > data.train:
         raise InvalidArgument(f"forecast: ar must be small beside the {data.train} training values, got {order}.")
     named = options.scale != "auto"
-    scale = _baselines.make_scale(options.scale, train) if named else _baselines.choose_scale(train, order, ahead)
+    scale = make_scale(options.scale, train) if named else choose_scale(train, order, ahead)
     there = f"AR({order})" + ("" if scale.name == "linear" else f" of {scale.name}s")
-    on_scale = _baselines.autoregression(scale.forward(values), data.train, order, ahead)
+    on_scale = autoregression(scale.forward(values), data.train, order, ahead)
     forecasts = {
-        f"AR({order})": _baselines.autoregression(values, data.train, order, ahead),
         there: scale.back(on_scale),
+        f"AR({order})": autoregression(values, data.train, order, ahead),
+        "persistence": np.concatenate([np.full(ahead, np.nan), values[:-ahead]]),
     }
-    forecasts["persistence"] = np.concatenate([np.full(ahead, np.nan), values[:-ahead]])
     return Linear(scale, {there: on_scale}, forecasts)
 
 
@@ -195,7 +197,7 @@ def scores(data: Split, forecasts: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the root mean squared error of each over the scored span."""
     truth = data.series.values[data.train :]
     return {
-        f"{data.scored} RMSE" + (f", {name}" if name else ""): _baselines.rmse(forecast[data.train :], truth)
+        f"{data.scored} RMSE" + (f", {name}" if name else ""): rmse(forecast[data.train :], truth)
         for name, forecast in forecasts.items()
     }
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+ALPHABET = "alphabet.json"  # in the run folder of `text`: its characters by their codes, as one string
 Cell = Literal["lstm", "gru", "rnn", "mingru"]
 
 
@@ -17,12 +18,17 @@ class Options(BaseModel):
 
 
 class SequentialDigits(Options):
-    """Handwritten digits (scikit-learn's 1,797), read as a sequence by an LSTM; reports test accuracy."""
+    """Handwritten digits (scikit-learn's 1,797), read as a sequence pixel by pixel; reports test accuracy."""
 
     rows: bool = Field(False, description="read 8 rows of 8 pixels, rather than 64 pixels one at a time")
-    hidden: int = Field(64, ge=1, description="units of the LSTM")
+    augment: bool = Field(True, description="shift, turn, resize and slant the training images, with noise, anew each time")
+    score: Literal["test", "validation"] = Field(
+        "test", description="validation: leave the test out, and score on a fifth of the training digits"
+    )
+    cell: Cell = Field("gru", description="lstm, gru, rnn or mingru")
+    hidden: int = Field(64, ge=1, description="units of the cell")
     batch: int = Field(64, ge=1, description="digits to an update")
-    lr: float = Field(5e-3, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
+    lr: float = Field(1e-2, gt=0, description="peak learning rate of Adam, decayed to 0 by a cosine")
 
 
 def _is_file(path: str) -> str:

@@ -59,7 +59,7 @@ def adding(length: int) -> Task:
         half = length // 2
         places = jnp.stack([jax.random.randint(first, (), 0, half), jax.random.randint(second, (), half, length)])
         x = jax.random.uniform(values, (length,))
-        marks = (jnp.arange(length)[:, None] == places).any(1).astype(float)
+        marks = (jnp.arange(length)[:, None] == places[None]).any(1).astype(float)
         return sequence(jnp.stack([x, marks], axis=1), x[places].sum()[None], loss_at="end")
 
     def score(predictions: jax.Array, frames: Frame) -> dict[str, jax.Array]:

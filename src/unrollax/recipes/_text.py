@@ -20,10 +20,9 @@ from unrollax._value import static, value
 from unrollax._wrap import batched
 from unrollax.estimators import TBPTT
 from unrollax.recipes._common import decayed_adam, make_cell
-from unrollax.recipes._options import Text
+from unrollax.recipes._options import ALPHABET, Text
 from unrollax.systems import Dense, Frame, Recurrent, recurrent
 
-ALPHABET = "alphabet.json"  # in the run folder: the characters by their codes, as one string
 HELD_OUT = 0.1
 SHORTEST = 1000  # characters
 PIECE = 200  # characters of held-out text that are read from one start; the first ones are read without a memory
