@@ -96,7 +96,10 @@ def command(*arguments):
         ("train mine.py:net", "must be an unrollax.Experiment or a function that returns one, got FunctionSystem."),
         ("train mine.py", "mine.py must say which name of the file to train: mine.py:NAME"),
         ("train mine.py:3x", "'3x' is no Python name."),
-        ("train nowhere.py:x", "no file nowhere.py. A target is a recipe (adding, copy, forecast, sequential-digits, temporal-order, text)"),
+        (
+            "train nowhere.py:x",
+            "no file nowhere.py. A target is a recipe (adding, copy, forecast, ",
+        ),
         ("train gone.toml", "gone.toml: No such file or directory."),
     ],
 )

@@ -151,12 +151,12 @@ def test_sequences_have_any_batch_axes_and_may_share_a_state(name, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
-@pytest.mark.parametrize("steps", [1, 2, 17, 40, 128, 131, 200])
+@pytest.mark.parametrize(
+    ("batch", "masked", "shared"), [((), False, False), ((), True, True), ((3,), True, False), ((2, 2), False, True)]
+)
+@pytest.mark.parametrize("steps", [2, 40, 200])
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_is_autodiff_through_the_scan_of_its_cell_in_all_combinations(name, steps, batch, masked, shared):
+def test_a_kernel_is_autodiff_through_the_scan_of_its_cell_in_many_ways(name, steps, batch, masked, shared):
     prove(name, problem(name, steps, batch, masked=masked, shared=shared, seed=steps))
 
 
@@ -216,11 +216,10 @@ def test_second_derivatives_are_those_of_the_scan(name, order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 7, 67])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("steps", "masked"), [(1, False), (67, True)])
 @pytest.mark.parametrize("order", SECOND)
 @pytest.mark.parametrize("name", KERNELS)
-def test_second_derivatives_are_those_of_the_scan_in_all_combinations(name, order, masked, steps):
+def test_second_derivatives_are_those_of_the_scan_in_many_ways(name, order, masked, steps):
     prove_second(name, order, problem(name, steps, masked=masked))
 
 

@@ -41,6 +41,11 @@ def digits(rows, seed=0, **options):
     return _digits.build(SequentialDigits(rows=rows, batch=5, hidden=3, **options), seed=seed, steps=10)
 
 
+def digits_batch(rows, t, steps, seed=0, **options):
+    data = digits(rows, seed, **options).data
+    return jax.jit(lambda t: data(t, steps))(t)
+
+
 def rows_of(inputs, labels):
     return sorted((image.reshape(64).tobytes(), int(label)) for image, label in zip(inputs, labels, strict=True))
 
@@ -63,7 +68,7 @@ def test_the_split_is_fixed_disjoint_and_covers_all_1797_digits(rows):
 
 @pytest.mark.parametrize(("rows", "steps", "features"), [(False, 64, 1), (True, 8, 8)])
 def test_a_batch_of_digits_holds_training_images_with_the_loss_at_the_end(rows, steps, features):
-    frames = digits(rows, augment=False).data(0, steps)
+    frames = digits_batch(rows, 0, steps, augment=False)
     assert frames.input.shape == (steps, 5, features)
     assert frames.target.shape == frames.mask.shape == frames.weight.shape == (steps, 5)
     assert frames.mask.all()
@@ -77,7 +82,7 @@ def test_a_batch_of_digits_holds_training_images_with_the_loss_at_the_end(rows, 
 @pytest.mark.parametrize("augment", [False, True])
 def test_batches_are_drawn_anew_and_repeat_with_their_number_and_seed(augment):
     def inputs(seed, t):
-        return np.asarray(digits(True, seed, augment=augment).data(t, 8).input)
+        return np.asarray(digits_batch(True, t, 8, seed, augment=augment).input)
 
     np.testing.assert_array_equal(inputs(0, 24), inputs(0, 24))
     assert not np.array_equal(inputs(0, 24), inputs(0, 32))
@@ -86,7 +91,7 @@ def test_batches_are_drawn_anew_and_repeat_with_their_number_and_seed(augment):
 
 @pytest.mark.parametrize(("rows", "steps"), [(False, 64), (True, 8)])
 def test_augmentation_keeps_labels_and_order_and_every_window_of_an_episode_sees_the_same_images(rows, steps):
-    plain, changed = (digits(rows, augment=augment).data(3 * steps, steps) for augment in (False, True))
+    plain, changed = (digits_batch(rows, 3 * steps, steps, augment=augment) for augment in (False, True))
     np.testing.assert_array_equal(plain.target, changed.target)
     np.testing.assert_array_equal(plain.weight, changed.weight)
     assert changed.input.dtype == plain.input.dtype
@@ -94,7 +99,7 @@ def test_augmentation_keeps_labels_and_order_and_every_window_of_an_episode_sees
     likeness = np.corrcoef(*images)[:5, 5:]
     assert (likeness.argmax(1) == np.arange(5)).all()
     assert np.abs(images[0] - images[1]).max(1).min() > 0.1
-    halves = [digits(rows).data(3 * steps + half, steps // 2).input for half in (0, steps // 2)]
+    halves = [digits_batch(rows, 3 * steps + half, steps // 2).input for half in (0, steps // 2)]
     np.testing.assert_allclose(np.concatenate(halves), changed.input, rtol=1e-6, atol=1e-6)
 
 
@@ -117,9 +122,10 @@ def literally_distorted(key, image):
 
 def test_a_distorted_digit_is_the_literal_interpolation():
     (inputs, _), _ = _digits.load(True)
+    distorted = jax.jit(_digits.distorted)
     for seed, image in enumerate(inputs[:5]):
         key = jax.random.key(seed)
-        np.testing.assert_allclose(_digits.distorted(key, jnp.asarray(image)), literally_distorted(key, image), atol=1e-5)
+        np.testing.assert_allclose(distorted(key, image), literally_distorted(key, image), atol=1e-5)
 
 
 def test_the_test_images_are_never_distorted_and_the_validation_leaves_them_out(monkeypatch):
@@ -142,7 +148,7 @@ def digits_of(experiment):
 
 def test_the_mean_step_loss_is_the_cross_entropy_of_the_last_prediction():
     experiment = digits(True)
-    net, params, frames = experiment.system.system, experiment.params, experiment.data(0, 8)
+    net, params, frames = experiment.system.system, experiment.params, digits_batch(True, 0, 8)
     start = experiment.system.init(jax.random.key(0), params)
     losses = ux.unroll(experiment.system, params, start, frames, jax.random.key(1))[1]
     expected = 0.0

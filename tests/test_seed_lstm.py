@@ -89,7 +89,6 @@ def test_its_formulas_give_its_figures():
     parts = by_step(draws(), 2)
     np.testing.assert_allclose([np.linalg.norm(part) for part in parts], NORMS, rtol=1e-15)
     for part, printed in zip(parts, MATRICES, strict=True):
-        np.testing.assert_allclose(part, printed, rtol=1e-8, atol=1e-8 if printed is MATRICES[2] else 0)
         np.testing.assert_array_less(np.abs(part - printed), 0.5000001 * last_digit(printed))
 
 

@@ -44,7 +44,7 @@ def keep(folder: Path, artifacts: Any) -> list[Plot]:
 
 
 def _write(folder: Path, name: str, text: str) -> None:
-    if Path(name).name != name or name in OWN:
+    if Path(name).name != name or name in (*OWN, ".."):
         raise InvalidArgument(f"artifacts: a text's name must be a file name not among {', '.join(OWN)}, got {name!r}.")
     (folder / name).write_text(text, encoding="utf-8")
 

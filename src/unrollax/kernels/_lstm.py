@@ -56,7 +56,7 @@ def lstm(
     which differentiate through the code of the hand-written pass and cost what autodiff of a scan costs. float32, float64,
     and bfloat16 (whose sums, gates and cell state are in float32).
 
-    Cost: forward 2 T N (D + H) 4H floating operations, backward twice that. Memory for the backward pass: 8 T N H numbers.
+    Cost: forward 2 T N (D + H) 4H floating operations, backward twice that. Memory for the backward pass: 7 T N H numbers.
 
     Args:
         params: `wx [D, 4H]`, `wh [H, 4H]`, `b [4H]`, as `LSTMCell.params` draws them.

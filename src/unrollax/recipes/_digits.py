@@ -18,7 +18,7 @@ from unrollax.systems import Dense, Frame, Recurrent, recurrent, sequence
 TEST_SHARE = 0.2
 SIDE = 8  # pixels
 MEAN, STD = 0.3, 0.37  # of a pixel
-TURN, RESIZE, SLANT, SHIFT, NOISE = 0.2, 0.15, 0.15, 1.0, 0.1  # radians, log, share, pixels, of the range of a pixel
+TURN, RESIZE, SLANT, SHIFT, NOISE = 0.2, 0.15, 0.15, 1.0, 0.15  # radians, log, share, pixels, of the range of a pixel
 
 Labelled = tuple[np.ndarray, np.ndarray]
 
@@ -98,7 +98,7 @@ def build(options: SequentialDigits, seed: int, steps: int | None) -> Experiment
         train, test = without_test(train)
     inputs, labels = map(jnp.asarray, train)
     horizon, features = inputs.shape[1:]
-    steps = steps or (1000 if options.rows else 3000)
+    steps = steps or (1000 if options.rows else 4000)
     cell = make_cell(options.cell, features, options.hidden, chrono=None if options.rows else horizon)
     net = recurrent(cell, Dense(options.hidden, 10), encode=standardized)
     start, draws = jax.random.split(jax.random.key(seed))

@@ -21,7 +21,7 @@ class SequentialDigits(Options):
     """Handwritten digits (scikit-learn's 1,797), read as a sequence pixel by pixel; reports test accuracy."""
 
     rows: bool = Field(False, description="read 8 rows of 8 pixels, rather than 64 pixels one at a time")
-    augment: bool = Field(True, description="shift, turn, resize and slant the training images, with noise, anew each time")
+    augment: bool = Field(True, description="train on images that are shifted, turned, resized, slanted and noisy")
     score: Literal["test", "validation"] = Field(
         "test", description="validation: leave the test out, and score on a fifth of the training digits"
     )
