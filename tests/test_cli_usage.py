@@ -238,3 +238,12 @@ def test_the_module_is_the_command():
     result = python("-m", "unrollax", "train", "mine.py:")
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+def test_a_window_that_fills_no_episode_is_answered_with_those_that_do(tmp_path):
+    options = ["--set", "rows=true", "--estimator", "tbptt", "--window", "3", "--out", str(tmp_path / "run")]
+    said = CliRunner().invoke(app, ["train", "sequential-digits", *options])
+    assert said.exit_code == 2
+    assert said.stderr.strip() == (
+        "unrollax: --window must divide the target's episodes of 8 steps, got 3. It may be 1, 2, 4, 8."
+    )

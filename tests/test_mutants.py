@@ -413,11 +413,11 @@ def test_the_kit_kills_signs_that_differ_between_the_factors_of_a_product(monkey
     assert re.search(CHANCE, caught(other(ux.UORO), "mean_is_exact"))
 
 
-def without_the_last_piece(owner, step, params, state, xs, steps, memory):
+def without_the_last_piece(owner, step, params, state, xs, steps, memory, whole=None):
     size = math.prod(_checkpointed.inner_lengths(owner, memory, steps, lambda: None))
     fewer = steps - (steps % size or size) if size > 1 else steps
     rows = jax.tree.map(lambda leaf: leaf[:fewer], xs)
-    return SCAN(owner, step, params, state, rows, fewer, memory)
+    return SCAN(owner, step, params, state, rows, fewer, memory, whole)
 
 
 SCAN = _checkpointed.scan

@@ -65,12 +65,23 @@ RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.01}  # the o
 def load(config: RunConfig) -> Experiment:
     """Return the target's experiment, with the estimator and optimizer that the configuration names."""
     experiment = _from_file(config) if is_file_target(config.target) else _from_recipe(config)
+    _check_window(config.estimator.window, experiment)
     if config.estimator.model_dump(exclude_none=True):
         experiment = experiment._replace(estimator=make_estimator(config.estimator, experiment))
     _check_horizon(experiment)
     if config.optimizer.model_dump(exclude_none=True):
         experiment = experiment._replace(optimizer=make_optimizer(config.optimizer))
     return experiment
+
+
+def _check_window(window: int | None, experiment: Experiment) -> None:
+    """Refuse windows that don't fill an episode."""
+    if window and isinstance(experiment.data, Episodes) and experiment.data.horizon % window:
+        steps = experiment.data.horizon
+        divisors = [str(number) for number in range(1, steps + 1) if steps % number == 0]
+        raise InvalidArgument(
+            f"--window must divide the target's episodes of {steps} steps, got {window}. It may be {', '.join(divisors)}."
+        )
 
 
 def _check_horizon(experiment: Experiment) -> None:
