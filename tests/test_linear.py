@@ -97,14 +97,14 @@ def test_second_derivatives_go_through_the_residuals(order, then):
 
 
 @pytest.mark.parametrize("axes", [(0, None, None, None), (None, None, 0, None), (0, 0, 0, 0), (None, 1, None, 0)])
-def test_it_is_mapped_over_any_of_its_arguments(axes, compiled):
+def test_it_is_mapped_over_any_of_its_arguments(axes):
     many = tuple(
         arg if axis is None else jnp.stack([arg, -2 * arg, arg + 1], axis) for arg, axis in zip(ARGS, axes, strict=True)
     )
-    made = [compiled(jax.vmap(run, in_axes=axes))(*many) for run in (by_transpose, literal)]
+    made = [jax.jit(jax.vmap(run, in_axes=axes))(*many) for run in (by_transpose, literal)]
     close(*made)
     sums = [
-        compiled(jax.grad(lambda *z, run=run: (jax.vmap(run, in_axes=axes)(*z) ** 2).sum(), (0, 1, 2, 3)))(*many)
+        jax.jit(jax.grad(lambda *z, run=run: (jax.vmap(run, in_axes=axes)(*z) ** 2).sum(), (0, 1, 2, 3)))(*many)
         for run in (by_transpose, literal)
     ]
     close(*sums)  # the cotangents of what the batch shares add up
