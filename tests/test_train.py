@@ -355,7 +355,7 @@ def test_a_state_of_something_else_is_refused_by_its_first_leaf(estimator, optim
 def test_a_state_with_the_leaves_of_another_structure_is_refused():
     state = run(tbptt, ADAM, PARAMS, waves, steps=1).state
     odd = state._replace(optimizer=(*state.optimizer, None))
-    with pytest.raises(ux.StructureError, match="^fit: state must be PyTreeDef"):
+    with pytest.raises(ux.StructureError, match=r"^fit: state must be PyTreeDef"):
         run(tbptt, ADAM, None, waves, steps=1, state=odd)
 
 

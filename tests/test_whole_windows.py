@@ -85,17 +85,17 @@ def tbptt(overlap, memory, system):
     return ux.TBPTT(system, 4, STEPS, overlap=overlap, x=jax.tree.map(lambda leaf: leaf[0], ragged()), memory=memory)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", ["relu", "lstm", "stacked", "mixed"])  # which have every cell in them
 def test_bptt_by_windows_is_bptt_by_steps(name):
     prove(name, lambda system: ux.BPTT(system, STEPS))
 
 
-@pytest.mark.parametrize("memory", ["sqrt", "log", 7000])
+@pytest.mark.parametrize("memory", ["sqrt", 7000])
 def test_bptt_by_windows_is_bptt_by_steps_in_less_memory(memory):
     prove("lstm", lambda system: ux.BPTT(system, STEPS, memory=memory))
 
 
-@pytest.mark.parametrize(("name", "overlap"), [("stacked", 0), ("lstm", 2), ("lru", 8)])
+@pytest.mark.parametrize(("name", "overlap"), [("gru", 0), ("lstm", 2)])
 def test_tbptt_by_windows_is_tbptt_by_steps_across_resets(name, overlap):
     """Five windows: an episode of three, and into the next."""
     prove(name, partial(tbptt, overlap, "full"), 5)
@@ -103,7 +103,8 @@ def test_tbptt_by_windows_is_tbptt_by_steps_across_resets(name, overlap):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("overlap", "memory"), [(None, "sqrt"), (None, 20_000), (0, "log"), (2, "sqrt"), (8, "full"), (8, 60_000)]
+    ("overlap", "memory"),
+    [(None, "full"), (None, "sqrt"), (None, "log"), (None, 20_000), (0, "log"), (2, "sqrt"), (8, "full"), (8, 60_000)],
 )
 @pytest.mark.parametrize("name", CELLS)
 def test_windows_are_steps_in_many_ways(name, overlap, memory):
@@ -217,7 +218,6 @@ def test_other_wrappers_run_steps_around_a_batch_and_inside_it(wrap, options):
     agree(windows(ux.BPTT(around, STEPS), params, data, 1), expected)
     if not clipped:  # the bound on a mean is another than on its parts
         agree(windows(ux.BPTT(inside, STEPS), params, data, 1), expected)
-    assert np.isfinite(windows(ux.BPTT(inside, STEPS), params, data, 1)[0][1])
 
 
 @pytest.mark.parametrize("memory", ["sqrt", "log", 10**6])

@@ -15,7 +15,8 @@ from typing import Any
 from unrollax._errors import InvalidArgument
 
 PACKAGES = ("unrollax", "jax", "jaxlib", "optax", "numpy")
-VARIABLES = ("NPROC", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "JAX_ENABLE_X64", "XLA_FLAGS", "OMP_NUM_THREADS")  # nothing else is read
+# Nothing else is read.
+VARIABLES = ("NPROC", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "JAX_ENABLE_X64", "XLA_FLAGS", "OMP_NUM_THREADS")
 
 
 class RunFolder:
