@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 
+PAUSE = 0.02
 SIZES = {"S": (32, 100, 64, 128), "M": (64, 256, 128, 256), "L": (16, 1000, 32, 64)}  # N, T, D, H
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "MinGRU": 2}
 INCUMBENT = {"LSTM": "LSTM", "GRU": "GRU", "RNN": "RNN", "MinGRU": "GRU"}  # PyTorch has no minGRU
@@ -148,6 +149,7 @@ def rate(kind, size):
 
 
 def seconds(run):
+    time.sleep(PAUSE)  # until the threads of the program before, that wait for more, have gone to sleep
     clock = time.process_time if OPTIONS.cores == 1 else time.perf_counter
     start = clock()
     jax.block_until_ready(run())
