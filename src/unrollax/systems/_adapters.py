@@ -194,7 +194,8 @@ def _split(module: Any) -> tuple[Any, Params, Any]:
     """Return the graph of a module of flax.nnx, its parameters as plain dicts, and its other arrays."""
     from flax import nnx
 
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    parts: Any = nnx.split(module, nnx.Param, ...)
+    graph, params, rest = parts
     return graph, nnx.to_pure_dict(params), rest
 
 
