@@ -9,10 +9,8 @@ import jax.numpy as jnp
 
 from unrollax._check import check_choice
 from unrollax.kernels._layers import apply, broadcast, check_gates, sequences
-from unrollax.kernels._recurrence import linear_recurrence
+from unrollax.kernels._recurrence import METHODS, linear_recurrence
 from unrollax.kernels._sequence import Carry, Layer, Weights, outer, product, project
-
-METHODS = ("scan", "associative")
 
 
 def _forward(weights: Weights, carry: Carry, a: jax.Array) -> tuple[Carry, Any]:
