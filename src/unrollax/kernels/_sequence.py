@@ -119,7 +119,7 @@ def _forward(
 ) -> tuple[Carry, Pieces]:
     """Return the last carry, and for each piece its outputs, the coefficients, and h before it."""
     weights, dtype = layer.prepare(params), x.dtype
-    narrow = partial(jax.tree.map, lambda leaf: leaf.astype(dtype))
+    narrow = partial(_cast, dtype=dtype)
 
     def step(carry: Carry, row: Any) -> tuple[Carry, Any]:
         z, on = row
@@ -132,8 +132,7 @@ def _forward(
         after, (outputs, kept) = jax.lax.scan(step, carry, (layer.project(weights, x), on))
         return after, (outputs, kept, narrow(carry[0]))
 
-    start = jax.tree.map(lambda leaf: leaf.astype(wide(dtype)), carry)
-    after, parts = _scan(run, start, _cut((x, mask), piece))
+    after, parts = _scan(run, _cast(carry, wide(dtype)), _cut((x, mask), piece))
     return narrow(after), parts
 
 
@@ -141,7 +140,7 @@ def _pull(layer: Layer, piece: int, residuals: Any, cotangents: Any) -> Any:
     """Return the cotangents of params, x and the carry: the backward pass."""
     params, x, mask, parts = residuals
     weights = layer.prepare(params)
-    last, outputs = jax.tree.map(lambda leaf: leaf.astype(wide(x.dtype)), cotangents)
+    last, outputs = _cast(cotangents, wide(x.dtype))
 
     def step(after: Carry, row: Any) -> tuple[Carry, Any]:
         out, kept, h, on = row
@@ -158,17 +157,17 @@ def _pull(layer: Layer, piece: int, residuals: Any, cotangents: Any) -> Any:
         return (before, jax.tree.map(jnp.add, sums, some)), dx.astype(x.dtype)
 
     rows = [_cut(leaf, piece) for leaf in (x, mask, outputs)]
-    together = Pieces(*((*each,) if each[0] is not None else None for each in zip(*rows, parts, strict=True)))
+    together = Pieces(*(None if each[0] is None else each for each in zip(*rows, parts, strict=True)))
     sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), params)
     (before, sums), dx = _scan(run, (last, sums), together, reverse=True)
-    return jax.tree.map(lambda leaf, to: leaf.astype(to.dtype), sums, params), _join(dx), _like(before, x.dtype)
+    return _cast(sums, x.dtype), _join(dx), _cast(before, x.dtype)
 
 
 def _outputs(parts: Pieces) -> jax.Array:
     return _join(Pieces(*(None if part is None else part[0] for part in parts)))
 
 
-def _like(tree: Any, dtype: Any) -> Any:
+def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
