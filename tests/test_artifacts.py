@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import unrollax as ux
-from unrollax._report import Plot, render, score_plots
+from unrollax._figures import Plot
+from unrollax._report import render, score_plots
 from unrollax.cli._app import app
 from unrollax.cli._artifacts import OWN, keep
 

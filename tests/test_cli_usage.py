@@ -94,7 +94,7 @@ def command(*arguments):
         ("train mine.py:needs", "missing a required argument: 'rate'. Give it with --set KEY=VALUE."),
         ("train mine.py:experimnt", "mine.py has no 'experimnt'. Did you mean experiment?"),
         ("train mine.py:net", "must be an unrollax.Experiment or a function that returns one, got FunctionSystem."),
-        ("train mine.py", "mine.py must say which name of the file to train: mine.py:NAME"),
+        ("train mine.py", "mine.py must say which name of the file to take: mine.py:NAME"),
         ("train mine.py:3x", "'3x' is no Python name."),
         (
             "train nowhere.py:x",

@@ -93,7 +93,29 @@ def test_a_file_of_one_column_needs_no_target_and_a_first_column_that_grows_is_t
     assert read(str(two), "load").over == "row"
 
 
+def falling(form):
+    return "".join(f"{form.format(year)},{year % 7}\n" for year in range(2030, 2000, -1))
+
+
 ROWS = "".join(f"{day},{day}\n" for day in range(30))
+SEMI = ROWS.replace(",", ";")
+ONE = "".join(f"{day}\n" for day in range(30))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nload\n\n" + ONE + "\n \n\n",
+        "day,load\n" + ROWS + ",,\n,\n",
+        "day,load\n" + ROWS.replace("\n", ",\n"),
+        'day,load,note\n' + ROWS.replace("\n", ',"two\nlines, ""5"""\n'),
+        "level,load\n" + "".join(f"{-day},{day}\n" for day in range(30)),
+    ],
+)
+def test_what_is_no_damage_is_read(tmp_path, text):
+    """Empty lines at the ends, empty cells beyond the header, cells of two lines, a falling column that is no time."""
+    (tmp_path / "my.csv").write_text(text)
+    np.testing.assert_array_equal(read(str(tmp_path / "my.csv"), "load").values, np.arange(30))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +125,20 @@ ROWS = "".join(f"{day},{day}\n" for day in range(30))
         ("day,load\n" + ROWS, "", "target must be a column of the file, got none. The choices are day, load."),
         ("day,load\n1,2\n2,much\n" + ROWS, "load", "must hold finite numbers, got 'much' in line 3."),
         ("day,load\n1,2\n2,inf\n" + ROWS, "load", "must hold finite numbers, got 'inf' in line 3."),
-        ("day,load\n1,2\n\n2,\n" + ROWS, "load", "must have no gaps, got one in line 4. Fill it or cut there."),
+        ("day,load\n1,2\n2,\n" + ROWS, "load", "must have no gaps, got one in line 3. Fill it or cut there."),
+        ("day,load\n1,2\n\n2,3\n" + ROWS, "load", "must have no gaps, got one in line 3."),
+        ("day,load\n1,2\n , \n2,3\n" + ROWS, "load", "must have no gaps, got one in line 3."),
+        ("load\n1\n\n3\n" + ONE, "", "column 'load' must have no gaps, got one in line 3."),
+        ("day,load\n1,10,5\n" + ROWS, "load", "got 3 in line 2, the header names 2. Quote cells"),
+        ("load\n10,5\n" + ONE, "load", "got 2 in line 2, the header names 1. .* decimal points"),
+        ("day;load\n1;10,5\n" + SEMI, "load", "got '10,5' in line 2. Write a decimal point for its comma: 10.5."),
+        ('day,load\n1,"2\n' + ROWS, "load", "unexpected end of data, in the row that begins in line 2. Close the quote"),
+        ("day,load\n1,2\n" + ROWS + '3,"4', "load", "unexpected end of data, in the row that begins in line 33."),
+        ('day,load\n1,"2\n' + ROWS * 1000, "load", "field larger than .*, in the row that begins in line 2."),
+        ("year,load\n" + falling("{}"), "load", "to the newest, got 2030 in line 2 and 2001 in line 31. Turn the file"),
+        ("day,load\n" + falling("{}-06-01"), "load", "from the oldest to the newest, got 2030-06-01 in line 2"),
+        ("day,load\n" + falling("{}-06"), "load", "from the oldest to the newest, got 2030-06 in line 2"),
+        ("at,load\n" + falling("{}-06-01T10:00Z"), "load", "from the oldest to the newest, got 2030-06-01T10:00Z"),
         ("day,load\n1,2\n2\n" + ROWS, "load", "must have no gaps, got one in line 3."),
         ("day,load\n1,2\n2,NaN\n" + ROWS, "load", "must have no gaps, got one in line 3."),
         ("day,load\n1,2\n2,3\n", "load", "the series must have at least 30 values, got 2."),

@@ -313,7 +313,9 @@ def test_a_kernel_runs_without_jit():
 PRECISION = {"float32": 1e-5, "bfloat16": 0.05}  # the largest error of a leaf over its largest number
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("lstm", dtype) for dtype in PRECISION])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*(("lstm", dtype) for dtype in PRECISION), ("lru", "bfloat16"), ("mingru-tree", "bfloat16")]
+)
 def test_a_narrow_kernel_is_the_float64_one_rounded(name, dtype):
     prove_narrow(name, dtype)
 
@@ -321,7 +323,7 @@ def test_a_narrow_kernel_is_the_float64_one_rounded(name, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, dtype) for name in KERNELS for dtype in PRECISION if dtype == "float32" or not name.startswith("lru")],
+    [(name, dtype) for name in KERNELS for dtype in PRECISION],
 )
 def test_every_narrow_kernel_is_the_float64_one_rounded(name, dtype):
     prove_narrow(name, dtype)
@@ -345,6 +347,40 @@ def test_a_wider_state_keeps_its_dtype_and_every_argument_its_gradients():
     )(*args)
     assert (last[0].dtype, last[1].dtype, outputs.dtype) == (h.dtype, jnp.float32, h.dtype)
     assert jax.tree.map(lambda leaf: leaf.dtype, grads) == jax.tree.map(lambda leaf: leaf.dtype, args)
+
+
+@pytest.mark.parametrize("name", ["lru", "mingru", "mingru-tree"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_linear_kernel_keeps_narrow_dtypes_whatever_its_method(name, dtype):
+    """Whole sequences are computed in float32 and rounded at the end: as good as the float64 result, rounded."""
+    (params, x, state), _, _ = problem(name, 40)
+    args = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+    last, outputs = KERNELS[name].run(*args, jax.tree.map(lambda leaf: leaf.astype("float32"), state))
+    assert {leaf.dtype for leaf in jax.tree.leaves(last)} == {jnp.dtype("float32")}
+    assert outputs.dtype == jnp.float32  # the widest of the arguments
+    last, outputs = KERNELS[name].run(*args)
+    assert {leaf.dtype for leaf in jax.tree.leaves((last, outputs))} == {jnp.dtype(dtype)}
+    exact = KERNELS[name].run(*jax.tree.map(lambda leaf: leaf.astype(float), args))
+    agree((last, outputs), exact, 1.1 * float(jnp.finfo(dtype).eps) / 2)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_state_that_is_no_floating_numbers_is_named(name):
+    """Whole numbers would cut the last state to whole numbers."""
+    (params, x, state), _, _ = problem(name, 4)
+    run = KERNELS[name].run
+    for kind in (int, complex, bool):
+        with pytest.raises(ux.StructureError, match=rf"^{name}: state must be real floating numbers, got \w+\[3,5\]\."):
+            run(params, x, jax.tree.map(lambda leaf, kind=kind: leaf.astype(kind), state))
+    with pytest.raises(ux.StructureError, match=rf"^{name}: state must be real floating numbers, got dict\."):
+        run(params, x, jax.tree.map(lambda leaf: {}, state))
+
+
+@pytest.mark.parametrize("name", ["lstm", "lru", "mingru-tree"])
+def test_a_state_may_be_lists_of_numbers(name):
+    (params, x, state), _, _ = problem(name, 4)
+    listed = jax.tree.map(lambda leaf: leaf.tolist(), state)
+    jax.tree.map(np.testing.assert_array_equal, KERNELS[name].run(params, x, listed), KERNELS[name].run(params, x, state))
 
 
 def sigmoid(a):

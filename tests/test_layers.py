@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "unrollax"
-FAMILIES = ("estimators", "kernels", "systems", "recipes")
+FAMILIES = ("diagnosis", "estimators", "kernels", "readings", "recipes", "systems")
 HEAVY = {"jax", "jaxlib", "optax", "numpy", "matplotlib", "safetensors", "sklearn"}
 # What runs before the arguments are known to be right.
 LIGHT = (
@@ -78,6 +78,33 @@ def test_the_walk_over_imports_sees_what_is_behind_other_modules():
 
 # A recipe may be built of what recipes share, a member of another family of nothing in its family.
 SHARED = {
+    "diagnosis": {
+        "_candidates",
+        "_comparison",
+        "_costs",
+        "_decay",
+        "_flow",
+        "_flows",
+        "_gate",
+        "_gradients",
+        "_growth",
+        "_halves",
+        "_horizons",
+        "_jacobians",
+        "_layers",
+        "_lr_reading",
+        "_path",
+        "_paths",
+        "_probes",
+        "_quadrature",
+        "_recording",
+        "_reference",
+        "_sweep",
+        "_table",
+        "_text",
+        "_verdict",
+    },
+    "readings": {"_words"},
     "estimators": {
         "_antithetic",
         "_chunks",

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import unrollax as ux
 from unrollax.cli import _sample
 from unrollax.cli._app import app
+from unrollax.cli._config import parse_set, resolve
+from unrollax.cli._text_run import TextRun
 from unrollax.recipes import _text
 from unrollax.recipes._options import Text
 
@@ -139,6 +141,29 @@ def test_characters_are_written_as_they_come_and_ctrl_c_ends_it(run, monkeypatch
 
 def test_the_prompt_is_a_line_end_by_default(run):
     assert command("sample", run, "--length", 3).stdout[0] == "\n"
+
+
+@pytest.mark.parametrize(("alphabet", "opening"), [("\n ab", "\n"), ("ab ", " "), ("ba", "b")])
+def test_without_line_ends_the_prompt_is_a_blank_or_what_sorts_first(alphabet, opening):
+    assert TextRun(Path(), Text(), alphabet).opening == opening
+
+
+def test_a_run_is_named_by_its_run_toml_too(run):
+    assert command("sample", run / "run.toml", "--length", 3).stdout == command("sample", run, "--length", 3).stdout
+
+
+def test_a_string_option_may_look_like_a_number_or_a_date(tmp_path):
+    """A column called 2019 is no number, one in quotes stands for what they hold, and other options stay what they are."""
+    pairs = ["target=2019", "ahead=2", "noise=1e-1", "scale=log"]
+    assert parse_set(pairs, "forecast")[0] == {"target": "2019", "ahead": 2, "noise": 0.1, "scale": "log"}
+    for text in ("1e3", "007", "2019-01-01", "true", "1.50"):
+        assert parse_set([f"target={text}"], "forecast")[0] == {"target": text}
+    assert parse_set(['target="20"', "path=5"], "forecast")[0] == {"target": "20", "path": "5"}
+    (tmp_path / "run.toml").write_text('target = "forecast"')
+    assert parse_set(["target=2019"], str(tmp_path / "run.toml"))[0] == {"target": "2019"}
+    assert parse_set(["target=2019"], "my.py:make")[0] == {"target": 2019}
+    nothing = {"estimator": {"name": None}, "optimizer": {"lr": None}, "steps": None, "seed": None}
+    assert resolve("forecast", nothing, {"target": "2019"}).options["target"] == "2019"
 
 
 def test_layers_of_another_cell_write_too(tmp_path):

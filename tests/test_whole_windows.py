@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import unrollax as ux
+from unrollax import _cores
 
 KEY = jax.random.key(3)
 STEPS, N, D, H = 12, 4, 2, 3
@@ -310,8 +311,19 @@ if sys.argv[2:]:
     members = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
     twins = jax.jit(jax.vmap(bptt.estimate, (0, None, None)))(members, bptt.init(KEY, params), data)[1].grad
     agree(jax.tree.map(lambda leaf: leaf[1], twins), found[0][2])
-run = ux.fit(bptt, optax.adam(1e-2), params, lambda n: data, key=KEY, steps=20)
+first, second = jax.devices()
+fit = lambda system, params, some, steps: ux.fit(
+    ux.BPTT(system, STEPS), optax.adam(1e-2), params, lambda n: some, key=KEY, steps=steps
+)
+run = fit(many, jax.device_put(params, second), data, 20)  # arrays that are tied to one core
 assert run.metrics.loss[-1] < run.metrics.loss[0]
+x = jnp.ones((STEPS, 2))
+expected = net.predict(jax.device_get(run.params), x)
+for device in (first, second):
+    agree(net.predict(run.params, jax.device_put(x, device)), expected)
+if sys.argv[2:]:
+    for n in (3, 6):  # goes on where nothing is split, and where the shares are others
+        assert np.isfinite(fit(ux.batched(net, n), run.params, ragged(shape=(n,)), 2).metrics.loss).all()
 try:
     ux.use_cores(1)
 except ux.InvalidArgument as error:
@@ -333,6 +345,16 @@ def test_over_cores_is_on_one_core(root, more):
     net, params = problem("lstm")
     _, loss, grad = windows(ux.BPTT(ux.batched(net, N), STEPS), params, ragged(), 1)[0]
     np.testing.assert_allclose([float(n) for n in numbers.split()], [loss, optax.tree.norm(grad)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("examples", "count", "split"), [(32, 4, True), (64, 4, True), (30, 4, False), (28, 4, False), (30, 2, True), (30, 1, False)]
+)
+def test_a_batch_is_split_over_all_cores_or_none(monkeypatch, examples, count, split):
+    """On two of four cores its results could not be mixed with those of a batch on all four."""
+    monkeypatch.setattr(_cores, "cores", lambda: count)
+    assert _cores.is_split(10**4, examples, 10**4) == split
+    assert not _cores.is_split(10, examples, 10)  # too little work
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])

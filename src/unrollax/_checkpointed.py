@@ -113,7 +113,7 @@ def inner_lengths(owner: str, memory: Memory, steps: int, sizes: Callable[[], Si
         return _cut(steps, max(1, math.ceil(math.log(steps) / math.log(SHORT) - 1e-9)), 1.0)
     known = sizes()
     choices = [_cut(steps, levels, known.inside / max(1, known.state)) for levels in range(1, 2 + steps.bit_length())]
-    needs = [_need(steps, inner, known) for inner in choices]
+    needs = [need(steps, inner, known) for inner in choices]
     for inner, need in zip(choices, needs, strict=True):
         if need <= int(memory):
             return inner
@@ -148,7 +148,7 @@ def _divisor_near(number: int, best: float) -> int:
     return min(near, key=lambda length: round(max(length / best, best / length), 6)) if near else math.ceil(best)
 
 
-def _need(steps: int, inner: Sequence[int], sizes: Sizes) -> int:
+def need(steps: int, inner: Sequence[int], sizes: Sizes) -> int:
     """Return the bytes that the backward pass holds at once."""
     lengths = (-(-steps // math.prod(inner)), *inner)
     return sizes.always * steps + sizes.state * sum(lengths[:-1]) + sizes.inside * lengths[-1]
@@ -167,7 +167,7 @@ def sizes_of(step: Step, params: Params, state: State, xs: Any) -> Sizes:
     moving = jaxpr.invars[len(jax.tree.leaves(params)) :]
     states = moving[: len(jax.tree.leaves(state))]
     rows = moving[len(states) :]
-    varying = _depending(jaxpr, moving)
+    varying = depending(jaxpr, moving)
     inside = {id(var): var for var in kept if id(var) in varying}  # what depends on params alone is kept once
     inside |= {id(var): var for var in rows}
     return Sizes(_bytes(states), _bytes(inside.values()), _bytes([rows[-1], loss]))  # a row ends with its key
@@ -177,7 +177,7 @@ def _aside(returned: tuple[State, jax.Array]) -> tuple[Any, jax.Array]:
     return returned, returned[1]
 
 
-def _depending(jaxpr: Any, inputs: Sequence[Any]) -> set[int]:
+def depending(jaxpr: Any, inputs: Sequence[Any]) -> set[int]:
     """Return the ids of the variables that depend on some inputs."""
     found = {id(var) for var in inputs}
     for equation in jaxpr.eqns:

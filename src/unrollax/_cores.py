@@ -10,10 +10,13 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
 from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument
+from unrollax._tree import is_key
 from unrollax._types import Key, Params, State, Whole
 
 AXIS = "examples"
@@ -25,9 +28,13 @@ def use_cores(count: int | None = None) -> int:
     """Let `batched` systems be split over cores; call it before anything else runs on JAX.
 
     From then on, JAX shows `count` CPU devices. `BPTT` and `TBPTT` deal the examples of a `batched` system that offers
-    `unroll` (recurrent networks do) to as many of them as divide their number and get at least 8 each, where the window is
-    work enough; all else runs as before. Gradients are the same up to rounding. With an accelerator nothing is split.
-    `unrollax train` does this by itself.
+    `unroll` (recurrent networks do) to all of them, where their number divides that of the examples, each gets at least 8,
+    and the window is work enough; all else runs as before. Gradients are the same up to rounding. With an accelerator
+    nothing is split. `unrollax train` does this by itself.
+
+    `fit` takes arrays wherever they are, and gives back such as JAX would make itself. In a loop of your own under `jax.jit`,
+    leave arrays where JAX puts them: what a split window returns lies on all cores, and JAX refuses to mix that with what
+    `jax.device_put(x, device)` has tied to one; `jax.device_get` frees either.
 
     Args:
         count: cores; `None` for all that the process may use.
@@ -71,10 +78,10 @@ def over_cores(run: Whole) -> Whole:
 
     def dealt(params: Params, state: State, data: Any, keys: Key) -> tuple[State, jax.Array]:
         steps, examples = keys.shape[:2]
-        count = shares(steps, examples, sum(leaf.size for leaf in jax.tree.leaves(params)))
-        if count == 1:
+        if not is_split(steps, examples, sum(leaf.size for leaf in jax.tree.leaves(params))):
             return run(params, state, data, keys)
-        mesh = jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+        # one mesh whatever the batch: JAX refuses arrays of one in a program on another
+        mesh = jax.make_mesh((cores(),), (AXIS,), axis_types=(AxisType.Auto,))
         many = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=(first, second), check_vma=False)
         out: tuple[State, jax.Array] = many(params, state, data, keys)
         return out
@@ -82,15 +89,36 @@ def over_cores(run: Whole) -> Whole:
     return dealt
 
 
-def shares(steps: int, examples: int, numbers: int) -> int:
-    """Return into how many shares a batch is split: 1 unless `use_cores` was called, all is on this CPU, and it pays.
+def cores() -> int:
+    """Return over how many cores batches are split: 1 unless `use_cores` was called and all is on this CPU."""
+    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+    return max(1, int(jax.config.jax_num_cpu_devices)) if alone else 1  # type: ignore[attr-defined]
+
+
+def is_split(steps: int, examples: int, numbers: int) -> bool:
+    """Whether a batch is split over the cores: into equal shares, and where it pays.
 
     The shares meet once a window, to add up their gradients, which must not take longer than they save.
     """
-    count = int(jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
-    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
     inside = jax.sharding.get_abstract_mesh().shape  # of the caller's own shard_map, or mesh
-    if count < 2 or not alone or inside or steps * examples * numbers < WORK:
-        return 1
-    fair = (share for share in range(1, count + 1) if examples % share == 0 and examples // share >= SMALLEST)
-    return max(fair, default=1)
+    count = cores()
+    fair = examples % count == 0 and examples // count >= SMALLEST
+    return count > 1 and fair and not inside and steps * examples * numbers >= WORK
+
+
+def freed(tree: Any) -> Any:
+    """Return a tree with arrays that are tied to no core: those that are, tied to one or spread over all, are copied.
+
+    JAX ties what a program over many devices returns to these, and refuses to mix it with what is tied to others.
+    """
+    return jax.tree.map(_free, tree) if cores() > 1 else tree
+
+
+def _free(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer) or not leaf.committed:
+        return leaf
+    if len(leaf.sharding.device_set) not in (1, cores()):
+        return leaf  # laid out by the user
+    if is_key(leaf):
+        return jax.random.wrap_key_data(_free(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return jnp.array(np.asarray(leaf), leaf.dtype)

@@ -1,39 +1,28 @@
-"""`report.html`: one self-contained page, curves as inline SVG, no script."""
+"""`report.html`: one self-contained page, figures as inline SVG, each with its table of numbers, no script."""
 
 from __future__ import annotations
 
 import html
-import io
-import itertools
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
+from unrollax._draw import draw
+from unrollax._figures import Figure, Plot, Table
+from unrollax._ink import style
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-bottom: 0; }
+p { max-width: 48rem; white-space: pre-line; }
 table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
 td + td, th + th { font-variant-numeric: tabular-nums; } tr + tr > * { border-top: 1px solid var(--soft); }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
 figure { margin: 1rem 0; } svg { width: 100%; height: auto; } figcaption { opacity: .75; } details { margin: .5rem 0; }
+.wide { overflow-x: auto; } .wide td:first-child { white-space: nowrap; }
 """
-GREY, BLUE = "#808080", "#1F88C8"  # readable on light and on dark
-COLOURS = (BLUE, "#E07B00", "#3AA655", "#B05CC8", "#C8A000")
-
-
-class Plot(NamedTuple):
-    """Lines over one horizontal axis: a title, the axis' name, its numbers, and each line's by name."""
-
-    title: str
-    over: str
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float]]
 
 
 class Curve(NamedTuple):
@@ -47,6 +36,24 @@ class Curve(NamedTuple):
     def plot(self) -> Plot:
         """Return it as a plot of one line."""
         return Plot(self.title, "update", self.x, {self.label: self.y})
+
+
+class Section(NamedTuple):
+    """A part of a page.
+
+    Attributes:
+        heading: its title.
+        text: what to make of it in plain words; an empty line parts two paragraphs.
+        figures: drawn in this order, each with its table of numbers.
+        tables: further tables by title.
+        code: what can be copied, such as a command, by what it does.
+    """
+
+    heading: str
+    text: str = ""
+    figures: Sequence[Figure] = ()
+    tables: Mapping[str, Table] = {}
+    code: Mapping[str, str] = {}
 
 
 def score_plots(scores: Mapping[str, Sequence[tuple[int, float]]]) -> list[Plot]:
@@ -73,7 +80,7 @@ def score_plots(scores: Mapping[str, Sequence[tuple[int, float]]]) -> list[Plot]
 def render(
     title: str,
     summary: Mapping[str, str],
-    curves: Sequence[Curve | Plot],
+    parts: Sequence[Curve | Figure | Section],
     tables: Mapping[str, Mapping[str, Any]],
     repeat: str,
 ) -> str:
@@ -82,87 +89,58 @@ def render(
     Args:
         title: the heading.
         summary: the numbers one looks for first.
-        curves: drawn in this order, each with its table of numbers; a `Plot` has many lines.
+        parts: curves and other figures, each under its title and with its table of numbers; and sections of many.
         tables: further tables by heading, such as the configuration.
-        repeat: the command that repeats the run.
+        repeat: the command that repeats the run; empty if there is none.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", _table(summary)]
-    for plot in (curve.plot() if isinstance(curve, Curve) else curve for curve in curves):
-        parts.append(f"<h2>{html.escape(plot.title)}</h2><figure>{_draw(plot)}</figure>")
-        parts.append(f"<details><summary>Numbers</summary>{_numbers(plot)}</details>")
+    page = [f"<h1>{html.escape(title)}</h1>", _rows(summary)]
+    for part in parts:
+        page += _section(part) if isinstance(part, Section) else _lone(part.plot() if isinstance(part, Curve) else part)
     for heading, rows in tables.items():
-        parts.append(f"<h2>{html.escape(heading)}</h2>{_table(rows)}")
-    parts.append(f"<h2>Repeat it</h2><pre>{html.escape(repeat)}</pre>")
+        page.append(f"<h2>{html.escape(heading)}</h2>{_rows(rows)}")
+    if repeat:
+        page.append(f"<h2>Repeat it</h2><pre>{html.escape(repeat)}</pre>")
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n'
-        + "\n".join(parts)
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}{style()}</style></head><body>\n'
+        + "\n".join(page)
         + "\n</body></html>\n"
     )
 
 
-def _table(rows: Mapping[str, Any]) -> str:
+def _lone(figure: Figure) -> list[str]:
+    return [f"<h2>{html.escape(figure.title)}</h2>{_figure(figure)}"]
+
+
+def _section(section: Section) -> list[str]:
+    page = [f"<h2>{html.escape(section.heading)}</h2>"]
+    page += [f"<p>{html.escape(text)}</p>" for text in section.text.split("\n\n") if text]
+    for title, table in section.tables.items():
+        page.append((f"<h3>{html.escape(title)}</h3>" if title else "") + _table(table))
+    for says, code in section.code.items():
+        page.append(f"<p>{html.escape(says)}</p><pre>{html.escape(code)}</pre>")
+    for figure in section.figures:
+        page.append(f"<h3>{html.escape(figure.title)}</h3>{_figure(figure)}")
+    return page
+
+
+def _figure(figure: Figure) -> str:
+    """Return a figure with its table of numbers behind it."""
+    return f"<figure>{draw(figure)}</figure><details><summary>Numbers</summary>{_table(figure.numbers())}</details>"
+
+
+def _rows(rows: Mapping[str, Any]) -> str:
     cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(_show(cell))}</td></tr>" for name, cell in rows.items())
     return f"<table>{''.join(cells)}</table>"
 
 
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.head)
+    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table.rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
+
+
 def _show(cell: Any) -> str:
     return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
-
-
-def _numbers(plot: Plot) -> str:
-    """Return at most about 20 of a plot's points as a table, the last one among them."""
-    chosen = np.unique(np.linspace(0, len(plot.x) - 1, min(20, len(plot.x))).astype(int))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (plot.over, *plot.lines))
-    rows = "".join(
-        f"<tr><td>{plot.x[i]:.12g}</td>" + "".join(f"<td>{y[i]:.6g}</td>" for y in plot.lines.values()) + "</tr>"
-        for i in chosen
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
-
-
-def _draw(plot: Plot) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "unrollax"}):
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        axes = figure.subplots()
-        _draw_lines(axes, plot)
-        axes.set_xlabel(plot.over, color=GREY, parse_math=False)
-        axes.tick_params(colors=GREY, which="both")
-        axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-        axes.spines[:].set_visible(False)
-        out = io.StringIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the reader's browser has the letter
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue(), f"{plot.title}, {', '.join(plot.lines)} against {plot.over}")
-
-
-def _draw_lines(axes: Any, plot: Plot) -> None:
-    """Draw one line with its name on the axis, or many with a legend; logarithmic where all is positive and far apart."""
-    x = np.asarray(plot.x, float)
-    lines = {name: np.asarray(y, float) for name, y in plot.lines.items()}
-    lines = {name: np.where(np.abs(y) < 1e200, y, np.nan) for name, y in lines.items()}  # an axis needs room above
-    marker = "o" if len(x) < 30 and len(lines) == 1 else None
-    for (name, y), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
-        axes.plot(x, y, color=colour, linewidth=1.5, marker=marker, markersize=4, label=name)
-    if len(lines) > 1:
-        legend = axes.legend(frameon=False, labelcolor=GREY, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-        return
-    (name, y), *_ = lines.items()
-    finite = y[np.isfinite(y)]
-    if len(finite) and (finite > 0).all() and finite.max() > 20 * finite.min():
-        axes.set_yscale("log")
-    axes.set_ylabel(name, color=GREY, parse_math=False)
-
-
-def _inline(svg: str, label: str) -> str:
-    """Return the `<svg>` element alone, without its metadata and with a text for those who can't see it."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)

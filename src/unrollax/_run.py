@@ -23,24 +23,13 @@ class RunFolder:
     """A folder with `run.toml`, `env.json`, `metrics.jsonl`, `params.safetensors` and `report.html`."""
 
     def __init__(self, path: Path) -> None:
-        if is_taken(path):
-            raise InvalidArgument(f"run: out must be a new or empty folder, got {path}. Choose another, or remove it.")
-        path.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path = new_folder(path)
         self._records = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     @classmethod
     def numbered(cls, parent: Path, name: str) -> RunFolder:
         """Make the first free one of `parent/name-1`, `parent/name-2`, ...; two processes never get the same."""
-        parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            try:
-                (parent / f"{name}-{number}").mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return cls(parent / f"{name}-{number}")
+        return cls(numbered_folder(parent, name))
 
     def write_config(self, config: Mapping[str, Any], *notes: str) -> None:
         """Write `run.toml`, from which the run can be repeated, headed by notes as comments."""
@@ -74,6 +63,31 @@ class RunFolder:
     def close(self) -> None:
         """Close `metrics.jsonl`."""
         os.close(self._records)
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder, or take an empty one.
+
+    Raises:
+        InvalidArgument: it holds something.
+    """
+    if is_taken(path):
+        raise InvalidArgument(f"run: out must be a new or empty folder, got {path}. Choose another, or remove it.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def numbered_folder(parent: Path, name: str) -> Path:
+    """Make the first free one of `parent/name-1`, `parent/name-2`, ...; two processes never get the same."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        try:
+            (parent / f"{name}-{number}").mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return parent / f"{name}-{number}"
 
 
 def is_taken(path: Path) -> bool:

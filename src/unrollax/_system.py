@@ -148,7 +148,7 @@ def unroll_for(
     whole: bool = False,
 ) -> tuple[State, jax.Array]:
     """`unroll`, with errors that name `owner` and a backward pass within `memory`."""
-    steps = _check_data(owner, data, steps)
+    steps = steps_of(owner, data, steps)
     return unroll_keys(owner, system, params, state, data, jax.random.split(key, steps), memory, whole=whole)
 
 
@@ -211,7 +211,7 @@ def checked_window(
 
 def rows_of(owner: str, data: Data, steps: int) -> Any:
     """Return what each step of a window sees, as leaves `[steps, ...]`: `repeat(x)` is broadcast."""
-    _check_data(owner, data, steps)
+    steps_of(owner, data, steps)
 
     def spread(leaf: Any) -> Any:
         if not _is_repeat(leaf):
@@ -237,7 +237,8 @@ def _is_repeat(leaf: Any) -> bool:
     return isinstance(leaf, Repeat)
 
 
-def _check_data(owner: str, data: Data, steps: int | None) -> int:
+def steps_of(owner: str, data: Data, steps: int | None) -> int:
+    """Return the number of steps that data have; raise unless all their leaves have as many, and as `steps` says."""
     named = [(name, leaf) for name, leaf in leaves_with_names(data, is_leaf=_is_repeat) if not _is_repeat(leaf)]
     if steps is None:
         lengths = [jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)]

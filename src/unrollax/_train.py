@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from unrollax._check import check_counts, check_like, check_params
+from unrollax._cores import freed
 from unrollax._errors import Diverged, InvalidArgument
 from unrollax._feed import Stacked, Traced, feeds_of, gather
 from unrollax._tree import Static, all_finite, combine, is_inexact, leaves_with_names, partition, strong
@@ -177,20 +178,21 @@ def fit(
     """
     check_counts("fit", steps=steps, every=every)
     _check_parts(estimator, optimizer)
-    training = Training(estimator, optimizer)
-    state = training.init(key, params) if state is None else _continued(training, state)
+    training = Training(freed(estimator), optimizer)
+    state = freed(training.init(key, params) if state is None else _continued(training, state))
     every = min(every, steps)
-    feeds = feeds_of(data, every, steps)
+    feeds = feeds_of(freed(data), every, steps)
     feed, start, seconds = next(feeds), int(state.step), 0.0
     collected: list[Metrics] = []
     began = time.perf_counter()
-    state, _ = jax.block_until_ready(_run(training, feed, state, 0, every))  # compiles, and makes no update
+    state, _ = freed(jax.block_until_ready(_run(training, feed, state, 0, every)))  # compiles, and makes no update
     compile_seconds = time.perf_counter() - began
     for done in range(0, steps, every):
         count, began = min(every, steps - done), time.perf_counter()
         state, metrics = _run(training, feed, state, count, every)
         upcoming = gather(feeds, feed)  # on the host, while the device works
         metrics = jax.tree.map(lambda leaf, n=count: np.asarray(leaf)[:n], metrics)
+        state = freed(state)
         seconds += time.perf_counter() - began
         _raise_if_diverged(metrics, feed, start + done)
         collected.append(metrics)

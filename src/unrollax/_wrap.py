@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from unrollax._check import NOT_NAN, check_counts, check_number
 from unrollax._cores import over_cores
+from unrollax._errors import InvalidArgument, StructureError
 from unrollax._system import as_system, whole_form
+from unrollax._tree import describe, leaves_with_names
 from unrollax._types import Key, Params, State, System, Whole
 from unrollax._value import static, value
 
@@ -31,6 +33,8 @@ class Batched:
 
     def step(self, params: Params, state: State, x: Any, key: Key) -> tuple[State, jax.Array]:
         """Step every example with its own `x` and key; the loss is the mean over examples."""
+        _check_examples(self.count, 0, "state", state)
+        _check_examples(self.count, 0, "data", x)
         keys = jax.random.split(key, self.count)
         after, losses = jax.vmap(self.system.step, (None, 0, 0, 0))(params, state, x, keys)
         return after, losses.mean()
@@ -41,6 +45,8 @@ class Batched:
         own = whole_form(self.system)
 
         def run(params: Params, state: State, data: Any, keys: Key) -> tuple[State, jax.Array]:
+            _check_examples(self.count, keys.ndim - 1, "state", state)
+            _check_examples(self.count, keys.ndim, "data", data)
             keys = _split(keys, self.count)
             assert own is not None
             outermost = keys.ndim == 2
@@ -61,6 +67,18 @@ def _split(keys: Key, count: int) -> Key:
     return many.reshape(*keys.shape, count)
 
 
+def _check_examples(count: int, axis: int, name: str, tree: Any) -> None:
+    """Raise unless every leaf has so many examples on that axis."""
+    for path, leaf in leaves_with_names(tree):
+        if jnp.shape(leaf)[axis : axis + 1] != (count,):
+            where = "its first axis" if axis == 0 else f"axis {axis}"
+            layout = f"[window, {count}, ...]" if name == "data" else f"[{count}, ...], as init makes them"
+            raise StructureError(
+                f"batched: {name} leaf {path} must have {count} examples on {where}, as in batched(system, {count}), got "
+                f"{describe(leaf)}. The leaves of {name} are {layout}."
+            )
+
+
 def batched(system: System, n: int) -> Batched:
     """Make a batch of a system that was written for one example.
 
@@ -70,6 +88,10 @@ def batched(system: System, n: int) -> Batched:
 
     Returns:
         A system whose state leaves are `[n, ...]` and whose step loss is the mean over the examples.
+
+    Raises:
+        InvalidArgument: n is no positive whole number, or system lacks a method.
+        StructureError: when traced, a leaf of data or state has another number of examples.
 
     Example:
         >>> import unrollax as ux
@@ -81,6 +103,14 @@ def batched(system: System, n: int) -> Batched:
     return Batched(system, n)
 
 
+def _check_steps(owner: str, system: Any, remedy: str) -> None:
+    """Raise if a system can be run by whole windows alone."""
+    if not getattr(system, "causal", True):
+        raise InvalidArgument(
+            f"{owner}: system must be one that runs step by step, got one that reads ahead (bidirectional). {remedy}"
+        )
+
+
 @value
 class ClippedLoss:
     """A system with bounded step losses; see `clip_loss`."""
@@ -89,6 +119,7 @@ class ClippedLoss:
     at: float
 
     def __post_init__(self) -> None:
+        _check_steps("clip_loss", self.system, "Bound the loss of recurrent itself, as in jnp.minimum(loss(y, target), at).")
         object.__setattr__(self, "system", as_system("clip_loss", self.system))
 
     def init(self, key: Key, params: Params) -> State:
@@ -114,7 +145,7 @@ def clip_loss(system: System, *, at: float) -> ClippedLoss:
         at: the largest loss of a step.
 
     Raises:
-        InvalidArgument: at is no number.
+        InvalidArgument: at is no number, or the system reads ahead (`bidirectional`) and so has no steps.
 
     Example:
         >>> import unrollax as ux
@@ -134,6 +165,7 @@ class Remat:
     system: System
 
     def __post_init__(self) -> None:
+        _check_steps("remat", self.system, "For less memory take shorter windows, as TBPTT has, or a smaller batch.")
         object.__setattr__(self, "system", as_system("remat", self.system))
 
     def init(self, key: Key, params: Params) -> State:
@@ -151,6 +183,9 @@ def remat(system: System) -> Remat:
 
     Memory of reverse mode falls from all that a step computes to its state; time grows by at most one forward pass. The
     gradient is the same.
+
+    Raises:
+        InvalidArgument: the system reads ahead (`bidirectional`) and so has no steps.
 
     Example:
         >>> import unrollax as ux

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+
+from unrollax.cli._failure import fail
+from unrollax.cli._study_app import compare, diagnose
 
 app = typer.Typer(
     add_completion=False,
@@ -17,12 +20,6 @@ app = typer.Typer(
     help="Learning through anything you can unroll: write one step, swap the gradient estimator.",
     epilog="Exit codes: 0 done, 2 usage, 3 the user's system raised, 4 diverged.",
 )
-
-
-def fail(message: str) -> NoReturn:
-    """End with a message on stderr and the exit code of wrong usage."""
-    typer.echo(f"unrollax: {message}", err=True)
-    raise typer.Exit(2)
 
 
 def _version(wanted: bool) -> None:
@@ -71,7 +68,7 @@ def train(
     from unrollax.cli._config import UsageError, parse_set, resolve
 
     try:
-        options, more = parse_set(set_ or [])
+        options, more = parse_set(set_ or [], target)
     except UsageError as error:
         fail(str(error))
     given: dict[str, Any] = {
@@ -99,10 +96,16 @@ def train(
     raise typer.Exit(train_target(config, out, as_json=as_json, quiet=quiet))
 
 
+app.command()(diagnose)
+app.command()(compare)
+
+
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="A run folder of the recipe text.")],
-    prompt: Annotated[str, typer.Option(help="The text to go on from; a line's end by default.")] = "\n",
+    run: Annotated[Path, typer.Argument(help="A run folder of the recipe text, or its run.toml.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to go on from; by default a line's end, or else a blank.")
+    ] = None,
     length: Annotated[int, typer.Option(min=1, help="Characters to write.")] = 400,
     temperature: Annotated[
         float, typer.Option(help="Below 1 likelier characters, above 1 rarer ones; 0: the likeliest each time.")
@@ -116,10 +119,11 @@ def sample(
 
     if not temperature >= 0:
         fail(f"--temperature must be 0 or more, got {temperature}.")
-    if not prompt:
+    if prompt == "":
         fail("--prompt must have a character or more, got none.")
     try:
         found = find_text_run(run)
+        prompt = found.opening if prompt is None else prompt
         found.codes(prompt)
     except UsageError as error:
         fail(str(error))

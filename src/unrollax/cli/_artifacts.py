@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unrollax._errors import InvalidArgument
-from unrollax._report import Plot
+from unrollax._figures import Plot
 
 OWN = ("run.toml", "env.json", "metrics.jsonl", "params.safetensors", "report.html")
 

@@ -91,17 +91,30 @@ class RunConfig(_Strict):
         return {name: table for name, table in tables.items() if table != {}}
 
 
-def parse_set(pairs: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parse `key=value` pairs to the target's options and the estimator's; a value is TOML if it can be, else a string."""
+def parse_set(pairs: list[str], target: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parse `key=value` pairs to the target's options and the estimator's.
+
+    A value is TOML if it can be, else a string; for an option of a recipe that is a string it is one as it stands, such as
+    a column called 2019.
+    """
     options: dict[str, Any] = {}
+    strings = _strings(target)
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set must be KEY=VALUE, got {pair!r}. For example --set rows=true")
-        options[key.strip()] = _toml_value(text)
+        item = _toml_value(text)
+        options[key.strip()] = text if key.strip() in strings and not isinstance(item, str) else item
     mark = "estimator."
     own = {key.removeprefix(mark): item for key, item in options.items() if key.startswith(mark)}
     return {key: item for key, item in options.items() if not key.startswith(mark)}, own
+
+
+def _strings(target: str) -> set[str]:
+    """Return the options of a recipe, or of the one of a `run.toml`, that are strings."""
+    name = read_toml(Path(target)).get("target") if target.endswith(".toml") else target
+    fields = RECIPES[name].options.model_fields if isinstance(name, str) and name in RECIPES else {}
+    return {option for option, field in fields.items() if field.annotation is str}
 
 
 def flag(option: str) -> str:
@@ -146,7 +159,8 @@ def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunC
     base |= {key: given[key] for key in ("steps", "seed") if given[key] is not None}
     base["options"] = {**base["options"], **options}
     config = validate(RunConfig, base, "")
-    _check_target(config)
+    _move_lr(config)
+    config.options = check_target(config.target, config.options)
     _check_names(config)
     return config
 
@@ -162,21 +176,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} must be TOML: {error}.") from error
 
 
-def _check_target(config: RunConfig) -> None:
-    target = config.target
+def _move_lr(config: RunConfig) -> None:
+    """Give the learning rate to a recipe that has an option for it, unless it is that of an optimizer that was named."""
+    lr = config.optimizer.lr if config.optimizer.name is None else None
+    if lr is not None and not is_file_target(config.target) and "lr" in find_recipe(config.target).options.model_fields:
+        config.options["lr"], config.optimizer.lr = lr, None
+
+
+def check_target(target: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a target, a recipe's with its defaults; raise if it can't be one."""
     if not is_file_target(target):
-        recipe = find_recipe(target)
-        if config.optimizer.name is None and config.optimizer.lr is not None and "lr" in recipe.options.model_fields:
-            config.options["lr"], config.optimizer.lr = config.optimizer.lr, None
-        config.options = validate(recipe.options, config.options, f"{target}: ").model_dump()
-        return
+        checked: dict[str, Any] = validate(find_recipe(target).options, options, f"{target}: ").model_dump()
+        return checked
     path, _, name = target.rpartition(":")
     if not path:
-        raise UsageError(f"{target} must say which name of the file to train: {target}:NAME")
+        raise UsageError(f"{target} must say which name of the file to take: {target}:NAME")
     if not Path(path).is_file():
         raise UsageError(f"no file {path}. A target is a recipe ({', '.join(RECIPES)}) or path/to/file.py:name.")
     if not name.isidentifier():
         raise UsageError(f"{target}: {name!r} is no Python name. A target is path/to/file.py:name.")
+    return options
 
 
 def _check_names(config: RunConfig) -> None:

@@ -12,24 +12,23 @@ from unrollax._train import Progress
 PLAIN_EVERY = 5.0  # seconds between two plain lines
 
 
-class ProgressLine:
-    """Show loss, gradient norm, steps per second and the time left; use it as a context manager."""
+class StatusLine:
+    """One line that changes on a terminal, plain lines now and then elsewhere; use it as a context manager."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool, first: str) -> None:
+        self.quiet, self.first = quiet, first
         self.live = not quiet and sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        self.compiled = False
         self.shown = 0.0
 
-    def __enter__(self) -> ProgressLine:
+    def __enter__(self) -> StatusLine:
         if self.live:
             from rich.console import Console
             from rich.status import Status
 
-            self._status = Status("compiling ...", console=Console(stderr=True))
+            self._status = Status(self.first, console=Console(stderr=True))
             self._status.start()
         else:
-            self._print("compiling ...")
+            self.print(self.first)
         return self
 
     def __exit__(
@@ -38,22 +37,44 @@ class ProgressLine:
         if self.live:
             self._status.stop()
 
-    def update(self, progress: Progress) -> None:
-        """Show one block."""
-        if not self.compiled:
-            self.compiled = True
-            self._print(f"compiled in {progress.compile_seconds:.1f} s")
-        line = str(progress)
+    def update(self, line: str, *, last: bool = False) -> None:
+        """Show what goes on; where lines stay, only every few seconds and the last one."""
         if self.live:
             self._status.update(line)
-        elif time.monotonic() - self.shown > PLAIN_EVERY or progress.step == progress.end:
+        elif time.monotonic() - self.shown > PLAIN_EVERY or last:
             self.shown = time.monotonic()
-            self._print(line)
+            self.print(line)
 
-    def _print(self, line: str) -> None:
+    def print(self, line: str) -> None:
+        """Print a line that stays."""
         if self.quiet:
             return
         if self.live:
             self._status.console.print(line, style="dim", highlight=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class ProgressLine:
+    """Show loss, gradient norm, steps per second and the time left; use it as a context manager."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.line = StatusLine(quiet, "compiling ...")
+        self.live = self.line.live
+        self.compiled = False
+
+    def __enter__(self) -> ProgressLine:
+        self.line.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.line.__exit__(kind, error, trace)
+
+    def update(self, progress: Progress) -> None:
+        """Show one block."""
+        if not self.compiled:
+            self.compiled = True
+            self.line.print(f"compiled in {progress.compile_seconds:.1f} s")
+        self.line.update(str(progress), last=progress.step == progress.end)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from unrollax import estimators
-from unrollax._errors import InvalidArgument, nearest
+from unrollax._errors import InvalidArgument
 from unrollax._experiment import Episodes, Experiment
 from unrollax._system import rows_of
 from unrollax._types import GradientEstimator
@@ -26,10 +21,10 @@ from unrollax.cli._config import (
     EstimatorConfig,
     OptimizerConfig,
     RunConfig,
-    find_recipe,
     flag,
     is_file_target,
 )
+from unrollax.cli._load import from_file, from_recipe
 
 CLASSES: dict[str, Any] = {
     "bptt": estimators.BPTT,
@@ -64,7 +59,7 @@ RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.01}  # the o
 
 def load(config: RunConfig) -> Experiment:
     """Return the target's experiment, with the estimator and optimizer that the configuration names."""
-    experiment = _from_file(config) if is_file_target(config.target) else _from_recipe(config)
+    experiment = _from_file(config) if is_file_target(config.target) else from_recipe(config)
     _check_window(config.estimator.window, experiment)
     if config.estimator.model_dump(exclude_none=True):
         experiment = experiment._replace(estimator=make_estimator(config.estimator, experiment))
@@ -94,56 +89,13 @@ def _check_horizon(experiment: Experiment) -> None:
         )
 
 
-def _from_recipe(config: RunConfig) -> Experiment:
-    recipe = find_recipe(config.target)
-    build = importlib.import_module(recipe.module).build
-    try:
-        experiment: Experiment = build(recipe.options(**config.options), config.seed, config.steps)
-    except ModuleNotFoundError as error:
-        raise InvalidArgument(
-            f"{config.target} needs {error.name}. Install it with: pip install 'unrollax[recipes]'"
-        ) from error
-    return experiment
-
-
 def _from_file(config: RunConfig) -> Experiment:
-    path, _, name = config.target.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        public = [each for each in vars(module) if not each.startswith("_")]
-        raise InvalidArgument(f"{path} has no {name!r}. {nearest(name, public)}")
-    found = getattr(module, name)
-    if callable(found) and not isinstance(found, Experiment):
-        found = _call(config, found)
-    elif config.options:
-        raise InvalidArgument(f"{config.target} is no function, so it takes no --set, got {', '.join(config.options)}.")
+    _, found = from_file(config)
     if not isinstance(found, Experiment):
         raise InvalidArgument(
             f"{config.target} must be an unrollax.Experiment or a function that returns one, got {type(found).__name__}."
         )
     return found
-
-
-def _call(config: RunConfig, function: Any) -> Any:
-    """Call the user's function with the options that were set, and with `seed` and `steps` if it takes them."""
-    parameters = inspect.signature(function).parameters
-    anything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    unknown = [key for key in config.options if key not in parameters and not anything]
-    if unknown:
-        raise InvalidArgument(f"{config.target} takes no option {unknown[0]!r}. {nearest(unknown[0], parameters)}")
-    extra = {"seed": config.seed, "steps": config.steps}
-    given = {**{key: item for key, item in extra.items() if key in parameters}, **config.options}
-    try:
-        inspect.signature(function).bind(**given)
-    except TypeError as error:
-        raise InvalidArgument(f"{config.target} can't be called: {error}. Give it with --set KEY=VALUE.") from error
-    return function(**given)
 
 
 def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientEstimator:

@@ -20,6 +20,11 @@ class TextRun(NamedTuple):
     options: Text
     alphabet: str
 
+    @property
+    def opening(self) -> str:
+        """What is written on from by default: a line's end if the text has any, else a blank, else what sorts first."""
+        return next((character for character in "\n " if character in self.alphabet), self.alphabet[0])
+
     def codes(self, text: str) -> list[int]:
         """Return the codes of a text.
 
@@ -35,11 +40,12 @@ class TextRun(NamedTuple):
 
 
 def find_text_run(folder: Path) -> TextRun:
-    """Read a run folder of the recipe `text`.
+    """Read a run folder of the recipe `text`; its `run.toml` will do for it.
 
     Raises:
         UsageError: there is none, it is another recipe's, or a file of it is missing or damaged.
     """
+    folder = folder.parent if folder.name == "run.toml" and folder.is_file() else folder
     if not folder.is_dir():
         others = sorted(path.parent.name for path in folder.parent.glob(f"*/{ALPHABET}"))
         raise UsageError(f"no run folder {folder}. {nearest(folder.name, others) if others else TRAIN}")

@@ -5,36 +5,28 @@ from __future__ import annotations
 import gc
 import json
 import re
-import sysconfig
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import typer
 
-from unrollax._errors import Diverged, InvalidArgument, StructureError
+from unrollax._errors import Diverged, InvalidArgument
 from unrollax._experiment import Experiment, Windows
-from unrollax._report import Curve, Plot, render, score_plots
+from unrollax._figures import Plot
+from unrollax._report import Curve, render, score_plots
 from unrollax._run import RunFolder, plain
 from unrollax._train import Progress, fit
 from unrollax.cli import _artifacts, _target
-from unrollax.cli._config import RunConfig, is_file_target
+from unrollax.cli._config import RunConfig
+from unrollax.cli._failure import DIVERGED, INTERRUPTED, Failure, explain, say, slug
 from unrollax.cli._progress import ProgressLine
 
-USAGE, SYSTEM, DIVERGED, INTERRUPTED = 2, 3, 4, 130  # exit codes
 BLOCKS = 100  # observations of a run
 EVALUATIONS = 10
 OWN = ("step", "loss", "grad_norm", "target", "estimator", "updates", "seconds", "compile_seconds", "out")  # no scores
-
-
-class Failure(NamedTuple):
-    """Why a run ended early, and with which exit code."""
-
-    message: str
-    code: int
 
 
 def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: bool) -> int:
@@ -43,12 +35,12 @@ def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: b
     try:
         experiment = _target.load(config)
         config = _target.resolved(config, experiment)
-        folder = RunFolder(out) if out else RunFolder.numbered(Path("runs"), _slug(config.target))
+        folder = RunFolder(out) if out else RunFolder.numbered(Path("runs"), slug(config.target))
         return _Run(config, experiment, folder, as_json=as_json, quiet=quiet).go()
     except KeyboardInterrupt:
-        return _say(Failure("interrupted", INTERRUPTED))
+        return say(Failure("interrupted", INTERRUPTED))
     except Exception as error:
-        return _say(_explain(config, error))
+        return say(explain(config.target, error))
 
 
 class _Run:
@@ -75,11 +67,11 @@ class _Run:
         try:
             self._keep()
         except Exception as error:
-            failure = failure or _explain(self.config, error)
+            failure = failure or explain(self.config.target, error)
         self._write_report(environment, failure)
         self.folder.close()
         self._print_result()
-        return _say(failure) if failure else 0
+        return say(failure) if failure else 0
 
     def _fit(self) -> Failure | None:
         experiment = self.experiment
@@ -106,7 +98,7 @@ class _Run:
             if self.last is None:
                 self.folder.discard()
                 raise
-            message, code = _explain(self.config, error)
+            message, code = explain(self.config.target, error)
             return Failure(f"{message}\nThe parameters of {self._when()} are in {self.folder.path}.", code)
         return None
 
@@ -198,10 +190,6 @@ def _whole_episodes(every: int, estimator: Any) -> int:
     return -(-every // windows) * windows
 
 
-def _slug(target: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(target).name.replace(".py", "")).strip("-")
-
-
 def _snake(scores: Mapping[str, Any]) -> dict[str, Any]:
     names = {name: re.sub(r"\W+", "_", name).strip("_") or "_" for name in scores}
     return {f"evaluate_{key}" if key in OWN else key: scores[name] for name, key in names.items()}
@@ -212,31 +200,3 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, item in tables.items():
         flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
     return flat
-
-
-def _say(failure: Failure) -> int:
-    typer.echo(f"unrollax: {failure.message}", err=True)
-    return failure.code
-
-
-def _explain(config: RunConfig, error: Exception) -> Failure:
-    """Cut an error's traceback to the user's files; an error that never passed them is ours and is shown whole."""
-    if isinstance(error, InvalidArgument):
-        return Failure(str(error), USAGE)
-    if isinstance(error, StructureError):
-        return Failure(str(error), SYSTEM)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-    if is_file_target(config.target) and (frames or (isinstance(error, SyntaxError) and error.filename)):
-        says = "".join(traceback.format_exception_only(error)).partition("\n----")[0]  # then JAX speaks of its frames
-        return Failure(f"{config.target} raised\n{''.join(traceback.format_list(frames))}{says}".rstrip(), SYSTEM)
-    if isinstance(error, OSError) and error.strerror:
-        return Failure(f"can't write {error.filename or 'the run folder'}: {error.strerror}.", 1)
-    raise error
-
-
-def _is_users(filename: str) -> bool:
-    """Whether a file is neither ours, nor Python's, nor an installed package's."""
-    path = Path(filename).resolve()
-    installed = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    others = [Path(__file__).parents[1], *map(Path, installed)]
-    return path.is_file() and not any(path.is_relative_to(other.resolve()) for other in others)

@@ -211,6 +211,11 @@ class TBPTT(_Backprop):
         overlap: Any = self.overlap
         if isinstance(overlap, bool) or not isinstance(overlap, (int, np.integer)) or overlap < 0:
             raise InvalidArgument(f"TBPTT: overlap must be a whole number of at least 0, got overlap={overlap!r}.")
+        if overlap and not getattr(self.system, "causal", True):
+            raise InvalidArgument(
+                f"TBPTT: overlap must be 0 for a system that reads ahead (bidirectional), got overlap={overlap}. Its steps "
+                "can't be run again one by one: take a longer window, or BPTT."
+            )
         object.__setattr__(self, "system", as_system("TBPTT", self.system))
 
     def _no_past(self, key: Key) -> Any:

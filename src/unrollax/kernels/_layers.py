@@ -30,6 +30,7 @@ def apply(
     x, mask = sequences(owner, params["wx"].shape[0], x, mask, batch_major=batch_major)
     steps, *batch, size = x.shape
     hidden = params["b"].shape[0] // layer.gates
+    state = [check_floating(owner, leaf) for leaf in state]
     dtype = jnp.result_type(x, *params.values(), *state)
     carry = tuple(broadcast(owner, leaf, batch, hidden).astype(dtype) for leaf in state)
     flat = tuple(leaf.reshape(-1, hidden) for leaf in carry)
@@ -42,7 +43,7 @@ def apply(
         after, outputs = flat, jnp.zeros((steps, flat[0].shape[0], hidden), dtype)
     outputs = outputs.reshape(steps, *batch, hidden)
     last = tuple(
-        leaf.reshape(*batch, hidden).astype(jnp.result_type(was)) for leaf, was in zip(after, state, strict=True)
+        leaf.reshape(*batch, hidden).astype(was.dtype) for leaf, was in zip(after, state, strict=True)
     )
     return last, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs
 
@@ -84,6 +85,20 @@ def check_pair(owner: str, names: str, state: Any) -> tuple[Any, Any]:
     return state[0], state[1]
 
 
+def check_floating(owner: str, leaf: Any) -> jax.Array:
+    """Return a part of a state as an array; raise unless it is real floating: whole numbers would cut what comes after."""
+    try:
+        array = jnp.asarray(leaf)
+    except (TypeError, ValueError):  # no numbers
+        array = None
+    if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise StructureError(
+            f"{owner}: state must be real floating numbers, got {describe(leaf if array is None else array)}. "
+            "Convert it by .astype(float), or pass None for zeros."
+        )
+    return array
+
+
 def sequences(owner: str, size: int, x: Any, mask: Any, *, batch_major: bool) -> tuple[jax.Array, jax.Array | None]:
     """Return x time-major and with zeros where the mask is false, and the mask as booleans."""
     x = jnp.asarray(x)
@@ -105,7 +120,7 @@ def sequences(owner: str, size: int, x: Any, mask: Any, *, batch_major: bool) ->
 
 def broadcast(owner: str, leaf: Any, batch: Sequence[int], hidden: int) -> jax.Array:
     """Return a state for every sequence, `[*batch, H]`."""
-    leaf = jnp.asarray(leaf)
+    leaf = check_floating(owner, leaf)
     wanted = (*batch, hidden)
     if leaf.shape not in (wanted, (hidden,)):
         raise StructureError(

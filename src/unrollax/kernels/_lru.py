@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from unrollax.kernels._layers import broadcast, check_pair, check_weights, sequences
+from unrollax.kernels._layers import broadcast, check_floating, check_pair, check_weights, sequences
 from unrollax.kernels._recurrence import linear_recurrence
-from unrollax.kernels._sequence import Weights
+from unrollax.kernels._sequence import Weights, wide
 
 SHAPES = {
     **dict.fromkeys(("nu", "theta", "gamma_log"), ("H",)),
@@ -39,7 +39,7 @@ def lru(
     """Run a linear recurrent unit over whole sequences.
 
     lambda = exp(-exp(nu) + i exp(theta)); h' = lambda h + exp(gamma_log) (x B); the output is Re(h' C) + x D. Equal to
-    scanning `LRUCell.step`; derivatives as for `lstm`, in float32 or float64.
+    scanning `LRUCell.step`; derivatives, dtypes and layouts as for `lstm`, but all of it is computed in at least float32.
 
     Cost: forward 4 T N H (D + O) floating operations and the products with D, backward twice that. Memory for the backward
     pass: 4 T N H complex numbers.
@@ -72,11 +72,15 @@ def lru(
     x, mask = sequences("lru", params["b_re"].shape[0], x, mask, batch_major=batch_major)
     zero = jnp.zeros(params["nu"].shape, params["nu"].dtype)
     parts = (zero, zero) if state is None else check_pair("lru", "(real part, imaginary part)", state)
-    re, im = (broadcast("lru", part, x.shape[1:-1], hidden) for part in parts)
+    kinds = [check_floating("lru", part).dtype for part in parts]
+    dtype = jnp.result_type(x, *params.values(), *kinds)
+    params, x = jax.tree.map(lambda leaf: leaf.astype(wide(dtype)), (params, x))  # no complex number is narrower
+    re, im = (broadcast("lru", part, x.shape[1:-1], hidden).astype(wide(dtype)) for part in parts)
     along = jnp.exp(jax.lax.complex(-jnp.exp(params["nu"]), jnp.exp(params["theta"])))
     into = jax.lax.complex(x @ params["b_re"], x @ params["b_im"])
     scale = jnp.exp(params["gamma_log"]).reshape((1,) * (into.ndim - 1) + (-1,))
     along = jnp.broadcast_to(along.reshape(scale.shape), into.shape)
     last, h = linear_recurrence(along, scale * into, jax.lax.complex(re, im), mask=mask, method=method)
-    outputs = h.real @ params["c_re"] - h.imag @ params["c_im"] + x @ params["d"]
-    return (last.real, last.imag), jnp.moveaxis(outputs, 0, -2) if batch_major else outputs
+    outputs = (h.real @ params["c_re"] - h.imag @ params["c_im"] + x @ params["d"]).astype(dtype)
+    after = (last.real.astype(kinds[0]), last.imag.astype(kinds[1]))
+    return after, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._check import check_choice
-from unrollax.kernels._layers import apply, broadcast, check_gates, sequences
+from unrollax.kernels._layers import apply, broadcast, check_floating, check_gates, sequences
 from unrollax.kernels._recurrence import METHODS, linear_recurrence
-from unrollax.kernels._sequence import Carry, Layer, Weights, outer, product, project
+from unrollax.kernels._sequence import Carry, Layer, Weights, outer, product, project, wide
 
 
 def _forward(weights: Weights, carry: Carry, a: jax.Array) -> tuple[Carry, Any]:
@@ -82,8 +82,12 @@ def mingru(
         (h,), outputs = apply("mingru", MINGRU, params, x, (start,), mask, batch_major=batch_major)
         return h, outputs
     x, mask = sequences("mingru", params["wx"].shape[0], x, mask, batch_major=batch_major)
-    a = x @ params["wx"] + params["b"].reshape((1,) * (x.ndim - 1) + (-1,))
+    kind = check_floating("mingru", start).dtype
+    dtype = jnp.result_type(x, *params.values(), kind)
+    wx, b = params["wx"].astype(dtype), params["b"].astype(dtype)
+    a = product(x.astype(dtype), wx) + b.reshape((1,) * (x.ndim - 1) + (-1,))  # in at least float32, as the recurrence is
     z, n = jax.nn.sigmoid(a[..., :hidden]), a[..., hidden:]
-    start = broadcast("mingru", start, x.shape[1:-1], hidden)
+    start = broadcast("mingru", start, x.shape[1:-1], hidden).astype(wide(dtype))
     h, outputs = linear_recurrence(1 - z, z * n, start, mask=mask, method=method)
-    return h, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs
+    outputs = outputs.astype(dtype)
+    return h.astype(kind), jnp.moveaxis(outputs, 0, -2) if batch_major else outputs

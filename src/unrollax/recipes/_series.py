@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from unrollax._errors import InvalidArgument, nearest
 
 SHORTEST = 30  # values
 DELIMITERS = ",;\t|"
+TIME = re.compile(r"[12]\d{3}(\.\d+)?|\d{4}-\d\d(-\d\d([T ]\d\d:\d\d.*)?)?")  # years and ISO dates: they sort as text
 
 
 class Series(NamedTuple):
@@ -41,7 +44,8 @@ def read(path: str, target: str) -> Series:
     """Read a column of the user's CSV file, or of the one that is shipped if path is empty.
 
     Raises:
-        InvalidArgument: the file can't be read, lacks the column, or the column has gaps, words or too few numbers.
+        InvalidArgument: the file can't be read, lacks the column, runs from the newest row to the oldest, has rows of more
+            cells than its header, or the column has gaps, words or too few numbers.
 
     Example:
         >>> series = read("", "sunspots")
@@ -53,11 +57,15 @@ def read(path: str, target: str) -> Series:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InvalidArgument(f"forecast: path must be a readable CSV file, got {path!r}: {reason}.") from error
-    header, rows, lines = _parse(text)
+    header, rows, lines = _parse(path, text)
     place = _column(header, target)
+    for row, line in zip(rows, lines, strict=True):
+        _check_length(header, row, line)
     values = np.array([_number(row, place, header[place], line) for row, line in zip(rows, lines, strict=True)])
     if len(values) < SHORTEST:
         raise InvalidArgument(f"forecast: the series must have at least {SHORTEST} values, got {len(values)}.")
+    if place:
+        _check_order([row[0] for row in rows], lines)
     over, x = _axis(header, rows, place)
     return Series(header[place], values, over, x)
 
@@ -66,23 +74,70 @@ def _shipped() -> str:
     return (resources.files("unrollax.recipes") / "sunspots.csv").read_text(encoding="utf-8")
 
 
-def _parse(text: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the header, the rows and their line numbers; empty lines are no rows."""
+def _parse(path: str, text: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header, the rows and their line numbers; empty lines at either end are no rows, those between are."""
     try:
         dialect: type[csv.Dialect] | str = csv.Sniffer().sniff(text[:4096], DELIMITERS)
     except csv.Error:
         dialect = "excel"  # a file of one column has no delimiter
-    reader = csv.reader(io.StringIO(text, newline=""), dialect)
-    rows, lines = [], []
-    for row in reader:
-        if any(cell.strip() for cell in row):
-            rows.append([cell.strip() for cell in row])
-            lines.append(reader.line_num)
+    rows, lines = _cells(path, text, dialect)
+    while rows and not any(rows[-1]):
+        rows.pop()
+    while rows and not any(rows[0]):
+        del rows[0], lines[0]
+    while len(rows) > 1 and not any(rows[1]):
+        del rows[1], lines[1]
     if not rows or all(_is_number(cell) for cell in rows[0]):
         raise InvalidArgument(
             f"forecast: the file's first line must name its columns, got {', '.join(rows[0]) if rows else 'nothing'}."
         )
-    return rows[0], rows[1:], lines[1:]
+    return rows[0], rows[1:], lines[1 : len(rows)]
+
+
+def _cells(path: str, text: str, dialect: Any) -> tuple[list[list[str]], list[int]]:
+    """Return all rows and the lines where they end; raise at a quote that nothing closes, which would swallow the rest."""
+    reader = csv.reader(io.StringIO(text, newline=""), dialect, doublequote=True)
+    rows: list[list[str]] = []
+    ends = [0]
+    try:
+        for row in reader:
+            rows.append([cell.strip() for cell in row])
+            ends.append(reader.line_num)
+    except csv.Error as error:
+        raise _damage(path, str(error), ends[-1] + 1) from error
+    last = "\n".join(text.split("\n")[ends[-2] :]) if rows else ""
+    try:
+        list(csv.reader(io.StringIO(last, newline=""), dialect, doublequote=True, strict=True))
+    except csv.Error as error:
+        if "end of data" in str(error):
+            raise _damage(path, str(error), ends[-2] + 1) from error
+    return rows, ends[1:]
+
+
+def _damage(path: str, what: str, line: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"forecast: path must be a readable CSV file, got {path!r}: {what}, in the row that begins in line {line}. "
+        "Close the quote there."
+    )
+
+
+def _check_length(header: list[str], row: list[str], line: int) -> None:
+    """Raise if a row has cells that no column names: a number with an unquoted decimal comma is two cells."""
+    if any(row[len(header) :]):
+        raise InvalidArgument(
+            f"forecast: no row must have more cells than the header, got {len(row)} in line {line}, the header names "
+            f"{len(header)}. Quote cells that contain the delimiter, and write numbers with decimal points."
+        )
+
+
+def _check_order(times: list[str], lines: list[int]) -> None:
+    """Raise if years or dates run backwards."""
+    falls = all(after <= before for before, after in pairwise(times)) and times[-1] < times[0]
+    if falls and all(map(TIME.fullmatch, times)):
+        raise InvalidArgument(
+            f"forecast: the rows must run from the oldest to the newest, got {times[0]} in line {lines[0]} and {times[-1]} "
+            f"in line {lines[-1]}. Turn the file around."
+        )
 
 
 def _column(header: list[str], target: str) -> int:
@@ -109,7 +164,9 @@ def _number(row: list[str], place: int, name: str, line: int) -> float:
         raise InvalidArgument(
             f"forecast: column {name!r} must have no gaps, got one in line {line}. Fill it or cut there."
         )
-    raise InvalidArgument(f"forecast: column {name!r} must hold finite numbers, got {cell!r} in line {line}.")
+    comma = cell.count(",") == 1 and _is_number(cell.replace(",", "."))
+    remedy = f" Write a decimal point for its comma: {cell.replace(',', '.')}." if comma else ""
+    raise InvalidArgument(f"forecast: column {name!r} must hold finite numbers, got {cell!r} in line {line}.{remedy}")
 
 
 def _axis(header: list[str], rows: list[list[str]], place: int) -> tuple[str, np.ndarray]:

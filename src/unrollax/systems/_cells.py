@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from unrollax import kernels
 from unrollax._check import check_choice, check_counts
 from unrollax._types import Key
 from unrollax._value import static, value
+from unrollax.systems._checks import as_state, check_x
 from unrollax.systems._initial import Weights, check_chrono, chrono_bias, gated, normal
 
 Initial = Literal["orthogonal", "identity"]
@@ -68,8 +69,9 @@ class RNNCell:
 
     def step(self, params: Weights, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the next h, twice: as the state and as the output."""
+        x = check_x("RNNCell", self.inputs, x)
         h = self._f(x @ params["wx"] + state @ params["wh"] + params["b"])
-        return h, h
+        return as_state(h, state), h
 
     def unroll(
         self, params: Weights, state: jax.Array, xs: jax.Array, mask: jax.Array | None
@@ -114,6 +116,8 @@ class LSTMCell:
     forget_bias: float = static(default=1.0)
     chrono: int | None = static(default=None)
 
+    keep: ClassVar[str] = "f"
+
     def __post_init__(self) -> None:
         check_counts("LSTMCell", inputs=self.inputs, hidden=self.hidden)
         check_chrono("LSTMCell", self.chrono, "Use forget_bias.")
@@ -138,12 +142,19 @@ class LSTMCell:
         self, params: Weights, state: tuple[jax.Array, jax.Array], x: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """Return the next (h, c), and h as the output."""
-        h, c = state
-        gates = x @ params["wx"] + h @ params["wh"] + params["b"]
-        i, f, o, g = jnp.split(gates, 4)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        return (h, c), h
+        gates = self.gates(params, state, check_x("LSTMCell", self.inputs, x))
+        c = gates["f"] * state[1] + gates["i"] * gates["g"]
+        h = gates["o"] * jnp.tanh(c)
+        return as_state((h, c), tuple(state)), h
+
+    def gates(self, params: Weights, state: tuple[jax.Array, jax.Array], x: jax.Array) -> Weights:
+        """Return i, f, o and g, `[hidden]` each, as a step from this state applies them."""
+        i, f, o, g = jnp.split(x @ params["wx"] + state[0] @ params["wh"] + params["b"], 4)
+        return {"i": jax.nn.sigmoid(i), "f": jax.nn.sigmoid(f), "o": jax.nn.sigmoid(o), "g": jnp.tanh(g)}
+
+    def kept(self, state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Return the part of the state that the gate named by `keep` multiplies: c."""
+        return state[1]
 
     def unroll(
         self, params: Weights, state: tuple[jax.Array, jax.Array], xs: jax.Array, mask: jax.Array | None
@@ -182,6 +193,8 @@ class GRUCell:
     hidden: int = static()
     chrono: int | None = static(default=None)
 
+    keep: ClassVar[str] = "z"
+
     def __post_init__(self) -> None:
         check_counts("GRUCell", inputs=self.inputs, hidden=self.hidden)
         check_chrono("GRUCell", self.chrono)
@@ -200,12 +213,16 @@ class GRUCell:
 
     def step(self, params: Weights, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the next h, twice: as the state and as the output."""
+        gates = self.gates(params, state, check_x("GRUCell", self.inputs, x))
+        h = (1 - gates["z"]) * gates["n"] + gates["z"] * state
+        return as_state(h, state), h
+
+    def gates(self, params: Weights, state: jax.Array, x: jax.Array) -> Weights:
+        """Return r, z and n, `[hidden]` each, as a step from this state applies them."""
         xr, xz, xn = jnp.split(x @ params["wx"] + params["b"], 3)
         hr, hz, hn = jnp.split(state @ params["wh"], 3)
         r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        n = jnp.tanh(xn + r * (hn + params["bn"]))
-        h = (1 - z) * n + z * state
-        return h, h
+        return {"r": r, "z": z, "n": jnp.tanh(xn + r * (hn + params["bn"]))}
 
     def unroll(
         self, params: Weights, state: jax.Array, xs: jax.Array, mask: jax.Array | None

@@ -14,6 +14,7 @@ from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe
 from unrollax._types import Key
 from unrollax._value import static, value
+from unrollax.systems._checks import check_output
 from unrollax.systems._initial import Weights, glorot
 
 
@@ -43,6 +44,7 @@ class Dense:
 
     def apply(self, params: Weights, h: Any) -> jax.Array:
         """Return the output for one h."""
+        h = check_output("Dense", self.inputs, h)
         out: jax.Array = h @ params["w"] + params["b"]
         return out
 
@@ -151,6 +153,7 @@ class MixtureDense:
 
     def apply(self, params: Weights, h: Any) -> Mixture:
         """Return the mixture for one h."""
+        h = check_output("MixtureDense", self.inputs, h)
         k, shape = self.components, (self.components, self.outputs)
         logits, mean, raw = jnp.split(h @ params["w"] + params["b"], [k, k + k * self.outputs])
         log_std = jnp.logaddexp(raw, jnp.asarray(math.log(self.min_std), raw.dtype))
@@ -161,7 +164,7 @@ def mixture_nll(prediction: Mixture, target: Any) -> jax.Array:
     """Return the negative logarithm (nats) of a mixture's density at a target `[D]`: a loss for `recurrent`.
 
     Raises:
-        StructureError: the target has another shape than the centres.
+        StructureError: the prediction is no `Mixture`, or the target has another shape than the centres.
 
     Example:
         >>> one = Mixture(logits=jnp.zeros(1), mean=jnp.zeros((1, 2)), log_std=jnp.zeros((1, 2)))
@@ -170,4 +173,8 @@ def mixture_nll(prediction: Mixture, target: Any) -> jax.Array:
 
     References: Bishop, "Mixture density networks", 1994.
     """
+    if not isinstance(prediction, Mixture):
+        raise StructureError(
+            f"mixture_nll: prediction must be a Mixture, got {describe(prediction)}. Take MixtureDense as the readout."
+        )
     return -prediction.log_prob(target)

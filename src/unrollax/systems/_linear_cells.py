@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument
 from unrollax._types import Key
 from unrollax._value import static, value
+from unrollax.systems._checks import as_state, check_x
 from unrollax.systems._initial import Weights, check_chrono, chrono_bias, columns, normal
 
 
@@ -47,6 +48,8 @@ class MinGRUCell:
     hidden: int = static()
     chrono: int | None = static(default=None)
 
+    keep: ClassVar[str] = "1 - z"
+
     def __post_init__(self) -> None:
         check_counts("MinGRUCell", inputs=self.inputs, hidden=self.hidden)
         check_chrono("MinGRUCell", self.chrono)
@@ -66,10 +69,15 @@ class MinGRUCell:
 
     def step(self, params: Weights, state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the next h, twice: as the state and as the output."""
-        z, n = jnp.split(x @ params["wx"] + params["b"], 2)
+        z, n = jnp.split(check_x("MinGRUCell", self.inputs, x) @ params["wx"] + params["b"], 2)
         z = jax.nn.sigmoid(z)
         h = (1 - z) * state + z * n
-        return h, h
+        return as_state(h, state), h
+
+    def gates(self, params: Weights, state: jax.Array, x: jax.Array) -> Weights:
+        """Return z and 1 - z, `[hidden]` each; they don't depend on the state."""
+        z = jax.nn.sigmoid(jnp.split(x @ params["wx"] + params["b"], 2)[0])
+        return {"z": z, "1 - z": 1 - z}
 
     def unroll(
         self, params: Weights, state: jax.Array, xs: jax.Array, mask: jax.Array | None
@@ -113,6 +121,8 @@ class LRUCell:
     r_min: float = static(default=0.0)
     r_max: float = static(default=1.0)
     max_phase: float = static(default=2 * math.pi)
+
+    keep: ClassVar[str] = "|lambda|"
 
     def __post_init__(self) -> None:
         check_counts("LRUCell", inputs=self.inputs, hidden=self.hidden, outputs=self._size)
@@ -165,13 +175,18 @@ class LRUCell:
         self, params: Weights, state: tuple[jax.Array, jax.Array], x: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """Return the parts of the next h, and the output `[outputs]`."""
+        x = check_x("LRUCell", self.inputs, x)
         radius, angle = jnp.exp(-jnp.exp(params["nu"])), jnp.exp(params["theta"])
         along, across = radius * jnp.cos(angle), radius * jnp.sin(angle)
         gamma, (re, im) = jnp.exp(params["gamma_log"]), state
         after_re = along * re - across * im + gamma * (x @ params["b_re"])
         after_im = across * re + along * im + gamma * (x @ params["b_im"])
         output = after_re @ params["c_re"] - after_im @ params["c_im"] + x @ params["d"]
-        return (after_re, after_im), output
+        return as_state((after_re, after_im), (re, im)), output
+
+    def gates(self, params: Weights, state: tuple[jax.Array, jax.Array], x: jax.Array) -> Weights:
+        """Return |lambda| `[hidden]`, the share of h that a step keeps whatever it reads."""
+        return {"|lambda|": jnp.exp(-jnp.exp(params["nu"]))}
 
     def unroll(
         self, params: Weights, state: tuple[jax.Array, jax.Array], xs: jax.Array, mask: jax.Array | None

@@ -41,7 +41,8 @@ def pad_sequences(
 
     Raises:
         InvalidArgument: there is no step at all, a sequence is longer than `length`, or an option is none of its choices.
-        StructureError: the leaves of one sequence have different lengths, or those of two don't fit together.
+        StructureError: what should be a pair is none, the leaves of one sequence have different lengths, or those of two
+            don't fit together.
 
     Example:
         >>> import numpy as np
@@ -54,7 +55,7 @@ def pad_sequences(
     """
     check_choice("pad_sequences", "loss_at", loss_at, ("each", "end"))
     check_choice("pad_sequences", "mean", mean, ("sequences", "steps"))
-    pairs: list[tuple[Any, Any]] = [jax.tree.map(np.asarray, (given, target)) for given, target in sequences]
+    pairs = [_pair(n, pair) for n, pair in enumerate(sequences)]
     steps = np.array([_steps(n, given, target, loss_at) for n, (given, target) in enumerate(pairs)], np.int64)
     total = _length(steps, length)
     mask = np.arange(total)[:, None] < steps
@@ -66,6 +67,17 @@ def pad_sequences(
         target = _together("target", spread, np.full(len(pairs), total), total)
     weight = total * len(pairs) * _shares(steps, mask, loss_at, mean)
     return Frame(inputs, target, jnp.asarray(mask), jnp.asarray(weight, float))
+
+
+def _pair(n: int, pair: Any) -> tuple[Any, Any]:
+    """Return the input and the target of one sequence as arrays: an array of two steps is no pair."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        parts = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else describe(pair)
+        raise StructureError(
+            f"pad_sequences: sequence {n} must be a pair (input, target), got {parts}. Pass a list of such pairs."
+        )
+    both: tuple[Any, Any] = jax.tree.map(np.asarray, (pair[0], pair[1]))
+    return both
 
 
 def _shares(steps: np.ndarray, mask: np.ndarray, loss_at: str, mean: str) -> np.ndarray:

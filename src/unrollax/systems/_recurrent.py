@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from unrollax._tree import where
+from unrollax._errors import InvalidArgument, StructureError
+from unrollax._tree import describe, leaves_with_names, where
 from unrollax._types import Key, Params, State
 from unrollax._value import static, value
+from unrollax.systems._checks import check_cell, check_part
 from unrollax.systems._frames import Frame, cross_entropy
 from unrollax.systems._scan import Cell, over_batch, unroll_cell
 
@@ -53,10 +55,11 @@ class Recurrent:
     def step(self, params: dict[str, Params], state: State, x: Frame, key: Key) -> tuple[State, jax.Array]:
         """Advance by one frame, and return its weighted loss."""
         del key
+        _check_frames(x, ())
         after, output = self._advance(params, state, x.input, x.mask)
         weight = jnp.where(x.mask, x.weight, 0)
         target = _blank(weight == 0, x.target)
-        return after, weight * self.loss(self.readout.apply(params["readout"], output), target)
+        return after, weight * self._score(self.readout.apply(params["readout"], output), target)
 
     @property
     def unroll(self) -> Callable[..., tuple[State, jax.Array]] | None:
@@ -70,23 +73,60 @@ class Recurrent:
 
     def _unroll(self, params: dict[str, Params], state: State, data: Frame, keys: Key) -> tuple[State, jax.Array]:
         """Advance by all frames, leaves `[steps, *batch, ...]`, and return their weighted losses `[steps, *batch]`."""
-        del keys
-        after, predictions = self._predict(params, state, data.input, data.mask)
+        _check_frames(data, keys.shape)
+        after, predictions = self._predict(params, state, data.input, data.mask, keys.ndim)
         weight = jnp.where(data.mask, data.weight, 0)
-        losses = over_batch(self.loss, jnp.ndim(weight))(predictions, _blank(weight == 0, data.target))
+        losses = over_batch(self._score, keys.ndim)(predictions, _blank(weight == 0, data.target))
         return after, weight * losses
 
-    def predict(self, params: dict[str, Params], inputs: Any, mask: Any = None) -> Any:
-        """Return the predictions for one sequence, leaves `[T, ...]`; `jax.vmap` it for many."""
-        if mask is None:
-            mask = jnp.ones(jnp.shape(jax.tree.leaves(inputs)[0])[:1], bool)
-        return self._predict(params, self.cell.init(params["cell"]), inputs, mask)[1]
+    def _score(self, prediction: Any, target: Any) -> jax.Array:
+        """Return the loss of one example and step."""
+        loss = self.loss(prediction, target)
+        if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise StructureError(
+                f"recurrent: loss must return a floating scalar for one example and step, got {describe(loss)} from a "
+                f"prediction {_shapes(prediction)} and a target {_shapes(target)}. Reduce it, for example with .mean()."
+            )
+        return loss
 
-    def _predict(self, params: dict[str, Params], state: State, inputs: Any, mask: Any) -> tuple[State, Any]:
-        mask = jnp.asarray(mask).astype(bool)
-        encoded = over_batch(self.encode, mask.ndim)(_blank(~mask, inputs))
-        after, outputs = unroll_cell(self.cell, params["cell"], state, encoded, mask)
-        return after, over_batch(lambda h: self.readout.apply(params["readout"], h), mask.ndim)(outputs)
+    def predict(self, params: dict[str, Params], inputs: Any, mask: Any = None) -> Any:
+        """Return the predictions for one sequence, leaves `[T, ...]`; `jax.vmap` it for many.
+
+        Args:
+            params: as `.params(key)` draws them.
+            inputs: one sequence, leaves `[T, ...]`.
+            mask: booleans `[T]`, true at real steps; `None` if all are.
+
+        Raises:
+            StructureError: inputs are no single sequence, or mask has another shape than `[T]`.
+        """
+        start = self.cell.init(params["cell"])
+        steps = _steps(inputs, self._one_step)
+        if mask is not None and jnp.shape(mask) != (steps,):
+            raise StructureError(
+                f"Recurrent.predict: mask must be [{steps}], one boolean for each step, got {describe(mask)}. "
+                "For many sequences jax.vmap it over inputs and mask."
+            )
+        after, predictions = self._predict(params, start, inputs, mask, 1)  # a kernel would take a batch as well
+        if list(map(jnp.shape, jax.tree.leaves(after))) != list(map(jnp.shape, jax.tree.leaves(start))):
+            raise _many(inputs, self._one_step)
+        return predictions
+
+    @property
+    def _one_step(self) -> str:
+        """What one step of the input is, where cell and encode let it be said."""
+        size = getattr(self.cell, "inputs", None)
+        return str(size) if isinstance(size, int) and self.encode is _as_it_is else "..."
+
+    def _predict(
+        self, params: dict[str, Params], state: State, inputs: Any, mask: Any, axes: int
+    ) -> tuple[State, Any]:
+        """Return the state after a window, and the predictions; time and the batch are the first `axes` axes."""
+        if mask is not None:
+            mask = jnp.asarray(mask).astype(bool)
+            inputs = _blank(~mask, inputs)
+        after, outputs = unroll_cell(self.cell, params["cell"], state, over_batch(self.encode, axes)(inputs), mask)
+        return after, over_batch(lambda h: self.readout.apply(params["readout"], h), axes)(outputs)
 
     def _advance(self, params: dict[str, Params], state: State, input: Any, mask: jax.Array) -> tuple[State, jax.Array]:
         mask = jnp.asarray(mask).astype(bool)
@@ -97,6 +137,51 @@ class Recurrent:
 def _blank(flag: jax.Array, tree: Any) -> Any:
     """Put zeros where nothing counts: 0 times the NaN or the -100 of a padding would be NaN."""
     return where(flag, jax.tree.map(jnp.zeros_like, tree), tree)
+
+
+def _check_frames(data: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless data are frames of steps and examples of this shape: `()` in a step, `[steps, *batch]` in a window."""
+    if any(not hasattr(data, name) for name in Frame._fields):
+        parts = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else describe(data)
+        raise StructureError(
+            f"recurrent: data must be a Frame of input, target, mask and weight, got {parts}. Make one with "
+            "unrollax.sequence(input, target), or a batch with unrollax.pad_sequences."
+        )
+    for name in ("mask", "weight"):
+        got = jnp.shape(getattr(data, name))
+        if got != shape:
+            many = f" For many examples wrap the system: batched(system, {got[-1]})." if len(got) > len(shape) else ""
+            raise StructureError(
+                f"recurrent: {name} must be {list(shape)}, one for each step and example, got "
+                f"{describe(getattr(data, name))}.{many or ' Make the data with unrollax.sequence or pad_sequences.'}"
+            )
+    for name, leaf in leaves_with_names({"input": data.input, "target": data.target}):
+        if jnp.shape(leaf)[: len(shape)] != shape:
+            raise StructureError(
+                f"recurrent: data leaf {name} must be {str([*shape, '...']).replace(chr(39), '')}, like the mask, got "
+                f"{describe(leaf)}. Make the data with unrollax.sequence or pad_sequences."
+            )
+
+
+def _steps(inputs: Any, one: str) -> int:
+    """Return the steps of one sequence."""
+    leaves = jax.tree.leaves(inputs)
+    lengths = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) != 1 or lengths == {()}:
+        raise _many(inputs, one)
+    return lengths.pop()[0]
+
+
+def _many(inputs: Any, one: str) -> StructureError:
+    return StructureError(
+        f"Recurrent.predict: inputs must be one sequence [T, {one}], got {_shapes(inputs)}. For many sequences jax.vmap it; "
+        "pass arrays, not lists of numbers."
+    )
+
+
+def _shapes(tree: Any) -> str:
+    """Describe the leaves of a tree."""
+    return ", ".join(map(describe, jax.tree.leaves(tree))) or "nothing"
 
 
 def recurrent(
@@ -117,6 +202,10 @@ def recurrent(
     Returns:
         A system with `.params(key)` to draw parameters and `.predict(params, inputs)`; its data are `Frame`s.
 
+    Raises:
+        InvalidArgument: a part is a class and no object of it, lacks a method, or can't be called.
+        StructureError: when traced, data that are no `Frame` or don't fit, or a loss that is no scalar.
+
     Example:
         >>> import unrollax as ux
         >>> net = ux.recurrent(ux.LSTMCell(2, 8), ux.Dense(8, 3))
@@ -127,4 +216,14 @@ def recurrent(
         >>> estimate.grad["cell"]["wh"].shape
         (8, 32)
     """
+    check_cell("recurrent", cell, "cell")
+    methods = {"params": "params(key)", "apply": "apply(params, h)"}
+    remedy = "Pass recurrent(cell, readout, loss), with a readout such as Dense(inputs, outputs)."
+    check_part("recurrent", "readout", readout, methods, remedy)
+    for name, function in (("loss", loss), ("encode", encode)):
+        if not callable(function):
+            raise InvalidArgument(
+                f"recurrent: {name} must be a function, got {function!r}. Pass one such as "
+                f"{'unrollax.squared_error' if name == 'loss' else 'functools.partial(jax.nn.one_hot, num_classes=10)'}."
+            )
     return Recurrent(cell, readout, loss, encode)

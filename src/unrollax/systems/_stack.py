@@ -12,6 +12,7 @@ from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe
 from unrollax._types import Key, Params, State
 from unrollax._value import static, value
+from unrollax.systems._checks import check_cell
 from unrollax.systems._scan import Cell, batch_axes, over_batch, unroll_cell
 
 
@@ -100,7 +101,7 @@ def stacked(*cells: Cell, residual: bool = False, between: Callable[[Any], Any] 
     if not cells:
         raise InvalidArgument("stacked: needs at least one cell, got none. Pass the lowest first: stacked(low, high).")
     for cell in cells:
-        _check_cell("stacked", cell)
+        check_cell("stacked", cell)
     return Stacked(cells, residual, between)
 
 
@@ -125,8 +126,9 @@ class Bidirectional:
     def step(self, params: dict[str, Params], state: dict[str, State], x: Any) -> NoReturn:
         """Raise: a step can't read what comes later."""
         raise InvalidArgument(
-            "bidirectional: needs the whole sequence at once, got one step of it. "
-            "It reads the whole sequence, so it has no step. Train it with BPTT over whole sequences, or take one direction."
+            "bidirectional: needs a whole window at once, got one step of it. Train it with BPTT, or with TBPTT without "
+            "overlap, on recurrent(...) as it is or batched: other estimators, and wrappers such as bounded, run steps. "
+            "Or take one direction."
         )
 
     def unroll(
@@ -147,10 +149,11 @@ def _turn(tree: Any) -> Any:
 def bidirectional(forward: Cell, backward: Cell) -> Bidirectional:
     """Make a cell that reads a sequence from both ends: at each step its output has seen all of it.
 
-    There is no step form, only `unroll`, so `step` raises: reverse mode over whole sequences (`BPTT`) can train it, and
-    what reads the data step by step can't. The backward direction starts at each example's last real step. The state
-    afterwards is that of the forward direction, and what the backward one was given: on a sequence in windows the former goes
-    on and the latter starts anew in each.
+    There is no step form, only `unroll`, so `step` raises. What runs whole windows can train it: `BPTT`, and `TBPTT`
+    without `overlap`, both with `memory="full"`. What runs steps refuses it: a window cut into pieces (`overlap`, other
+    `memory`), all other estimators, and `clip_loss`, `remat` and `bounded`. The backward direction starts at each example's
+    last real step. The state afterwards is that of the forward direction, and what the backward one was given: under `TBPTT`
+    the former goes on from window to window, and the latter starts anew at the end of each, so it sees no further ahead.
 
     Args:
         forward: reads from the first step to the last.
@@ -174,14 +177,5 @@ def bidirectional(forward: Cell, backward: Cell) -> Bidirectional:
     References: Schuster and Paliwal, IEEE Transactions on Signal Processing 1997; Zhang et al., ICASSP 2016 (in windows).
     """
     for cell in (forward, backward):
-        _check_cell("bidirectional", cell)
+        check_cell("bidirectional", cell)
     return Bidirectional(forward, backward)
-
-
-def _check_cell(owner: str, cell: Any) -> None:
-    lacking = [name for name in ("params", "init", "step") if not callable(getattr(cell, name, None))]
-    if lacking:
-        raise InvalidArgument(
-            f"{owner}: a cell must have params(key), init(params) and step(params, state, x), got {type(cell).__name__} "
-            f"without {' and '.join(lacking)}. Take LSTMCell(inputs, hidden), or wrap a module by equinox_cell or flax_cell."
-        )
