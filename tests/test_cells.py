@@ -308,6 +308,41 @@ def test_the_state_has_the_parameters_dtype(name, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves((before, after))} == {jnp.dtype(dtype)}
 
 
+@every
+def test_a_wider_input_does_not_widen_the_state(name):
+    """So that a kernel and its steps have the same states."""
+    cell = EVERY[name][0](INPUTS, HIDDEN)
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), cell.params(KEY))
+    before = cell.init(params)
+    after, output = cell.step(params, before, jnp.ones(INPUTS, "float32"))
+    last, outputs = cell.unroll(params, before, jnp.ones((1, INPUTS), "float32"), None)
+    kinds = lambda tree: jax.tree.map(lambda leaf: leaf.dtype.name, tree)
+    assert kinds(after) == kinds(last) == kinds(before)
+    assert output.dtype == outputs.dtype == jnp.float32
+
+
+@every
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (jnp.ones((4, INPUTS)), r"got float64\[4,3\]\. A step is that of one example: for many take unrollax.batched"),
+        (jnp.array(2), r"got int64\[\]\. For codes pass recurrent an encode, .*one_hot, num_classes=3\)"),
+        (jnp.array([2, 1]), r"got int64\[2\]\. For codes pass recurrent an encode"),
+        (jnp.array(0.5), r"got float64\[\]\. Give it an axis of features: x\[\.\.\., None\]\."),
+        (jnp.ones(5), r"got float64\[5\]\. Make inputs=5, or for many examples take unrollax.batched"),
+    ],
+)
+def test_what_a_step_cannot_read_is_named(name, x, says):
+    cell = EVERY[name][0](INPUTS, HIDDEN)
+    params = cell.params(KEY)
+    with pytest.raises(
+        ux.StructureError, match=rf"^{type(cell).__name__}: x must be one step of one example, \[3\], {says}"
+    ):
+        cell.step(params, cell.init(params), x)
+    with pytest.raises(ux.StructureError, match=rf"^{type(cell).__name__}: x must be one array, got list\."):
+        cell.step(params, cell.init(params), [1.0, 2.0, 3.0])
+
+
 @pytest.mark.parametrize("make", [make for make, *_ in EVERY.values()])
 @pytest.mark.parametrize(("inputs", "hidden", "named"), [(0, 1, "inputs"), (1, -1, "hidden"), (1, True, "hidden")])
 def test_a_size_that_is_no_positive_whole_number_is_named(make, inputs, hidden, named):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import unrollax as ux
 from unrollax.cli._app import app
 from unrollax.cli._config import UsageError
+from unrollax.cli._progress import StatusLine
 from unrollax.cli._study import nearest_divisors, parse_estimators, study
 from unrollax.cli._subject import find_subject
 
@@ -372,3 +373,13 @@ def test_the_summary_of_a_diagnosis_is_the_librarys():
 def step(params, state, x, key):
     state = params["keep"] * state + x
     return state, (state - 1.0) ** 2
+
+
+def test_progress_without_a_terminal_prints_each_kind_of_line_once(capsys):
+    with StatusLine(False, "compiling ...") as line:
+        for text in ("bptt: 1 of 3", "es: 1 of 3", "bptt: 2 of 3", "es: 2 of 3", "writing"):
+            line.update(text)
+    assert capsys.readouterr().err.splitlines() == ["compiling ...", "bptt: 1 of 3", "es: 1 of 3", "writing"]
+    with StatusLine(True, "compiling ...") as line:
+        line.update("bptt: 1 of 3", last=True)
+    assert capsys.readouterr().err == ""

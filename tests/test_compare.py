@@ -43,6 +43,14 @@ linear = ux.system(init=lambda key, params: (), step=line)
 SLOPE = np.array([1.0, 2.0])
 
 
+def carry(params, state, x, key):
+    state = 0.5 * state + params * x
+    return state, state**2
+
+
+leak = ux.system(init=lambda key, params: 0.0, step=carry)
+
+
 def wave(rate):
     return ux.system(init=lambda key, params: (), step=lambda p, s, x, k: (s, jnp.sin(rate * p)))
 
@@ -69,20 +77,20 @@ def row(name, **changes):
 
 
 def test_bias_of_truncation_is_that_of_the_analytic_gradients(key):
-    windows = ux.sweep(ux.TBPTT(quadratic(), window=1, horizon=T), window=(1, 2, 3, 6))
+    windows = ux.sweep(ux.TBPTT(quadratic(), window=1, horizon=T), window=(1, 2, 6))
     found = ux.compare(windows, start(), DATA, key=key, samples=4)
     exact = analytic(quadratic(), None, DATA)
     assert found.reference.kind == "exact"
     np.testing.assert_allclose(found.reference.norm, np.linalg.norm(exact), rtol=1e-12)
-    for seen, window in zip(found.rows[:3], (1, 2, 3), strict=True):
+    for seen, window in zip(found.rows[:2], (1, 2), strict=True):
         short = analytic(quadratic(), window, DATA)
         np.testing.assert_allclose(seen.bias, np.linalg.norm(short - exact) / np.linalg.norm(exact), rtol=1e-10)
         np.testing.assert_allclose(
             seen.cosine, short @ exact / np.linalg.norm(short) / np.linalg.norm(exact), rtol=1e-10
         )
         assert (seen.std, seen.snr, seen.resolved) == (0, math.inf, True)
-    assert not found.rows[3].resolved
-    assert found.rows[3].limit < 1e-13
+    assert not found.rows[2].resolved
+    assert found.rows[2].limit < 1e-13
 
 
 def test_spread_of_an_evolution_strategy_is_the_analytic_one(key):
@@ -119,10 +127,7 @@ def test_squared_bias_is_unbiased_and_its_error_is_its_spread(bias):
 def test_samples_are_means_over_the_windows_of_a_literal_loop(key):
     """Also of staggered pairs, after a first horizon."""
     system, params = quadratic(), start()
-    estimators = {
-        "pes": ux.PES(system, **TIME, **NOISE),
-        "staggered": ux.NRES(system, **TIME, **NOISE, stagger=True),
-    }
+    estimators = {"tbptt": ux.TBPTT(system, **TIME), "staggered": ux.PES(system, **TIME, **NOISE, stagger=True)}
     sampled = sample_all(estimators, Problem(system, params, DATA, T), 4, key, print)
     for name, estimator in estimators.items():
         estimate = jax.jit(estimator.estimate)
@@ -150,22 +155,16 @@ def test_a_sweep_over_std_compiles_once(key):
 
 
 def test_reference_is_exact_in_float64_for_float32_params(key):
-    params, data = {k: v.astype(jnp.float32) for k, v in start().items()}, DATA.astype(np.float32)
+    """s_t = x_t + ... + x_1 / 2^(t - 1) times p: d mean s^2 / d p = 2 p mean h^2, to 1e-13, and what runs is float32."""
+    data, carried = np.arange(1, 7, dtype=np.float32) / 3, []
+    for x in data.astype(np.float64):
+        carried.append(x + 0.5 * carried[-1] if carried else x)
     with jax.enable_x64(False):
-        params = jax.tree.map(jnp.asarray, params)
-        found = ux.compare([ux.BPTT(quadratic(), T)], params, data, key=key, samples=4)
-    wide = jax.tree.map(np.float64, params)
-    with jax.enable_x64(True):
-        grad = jax.grad(lambda p: _mean(quadratic(), p, data.astype(np.float64)))(jax.tree.map(jnp.asarray, wide))
+        found = ux.compare([ux.BPTT(leak, T)], jnp.float32(0.3), data, key=key, samples=4)
+    truth = 2 * float(np.float32(0.3)) * np.mean(np.square(carried))
     assert found.reference.dtype == "float64"
-    np.testing.assert_allclose(
-        vector(found.reference.grad), vector(grad), rtol=1e-6
-    )  # the system's own constants are float32
-    assert found.rows[0].limit < 1e-5
-
-
-def _mean(system, params, data):
-    return ux.unroll(system, params, system.init(None, params), data, jax.random.key(0))[1].mean()
+    np.testing.assert_allclose(found.reference.grad, truth, rtol=1e-13)
+    assert 0 <= found.rows[0].bias < found.rows[0].limit < 1e-5
 
 
 def test_a_system_that_fixes_float32_is_compared_in_it_and_that_is_said(key):
@@ -270,7 +269,7 @@ def test_steps_are_those_of_the_formula_and_of_counting(name, key, monkeypatch):
 
 
 def test_steps_of_a_loop_of_unknown_length_are_by_the_clock(key):
-    found = ux.compare([ux.Implicit(quadratic(), window=T)], start(), DATA, key=key, samples=4, horizon=T)
+    found = ux.compare([ux.Implicit(leak, window=2)], 0.5, np.ones(T), key=key, samples=4, horizon=T, reference=1.0)
     assert found.rows[0].note == BY_TIME
     assert found.rows[0].steps > 0
 
@@ -278,8 +277,10 @@ def test_steps_of_a_loop_of_unknown_length_are_by_the_clock(key):
 def test_memory_grows_with_the_window_of_the_backward_pass(key):
     """BPTT keeps at least a number of each of its steps, a window of one step does not."""
     steps = 4096
-    leak = ux.system(init=lambda k, p: jnp.zeros(()), step=lambda p, s, x, k: (jnp.tanh(p * s + 1), s))
-    found = ux.compare([ux.BPTT(leak, steps), ux.TBPTT(leak, window=1, horizon=steps)], 0.5, key=key, samples=4)
+    bent = ux.system(init=lambda k, p: jnp.zeros(()), step=lambda p, s, x, k: (jnp.tanh(p * s + 1), s))
+    found = ux.compare(
+        [ux.BPTT(bent, steps), ux.TBPTT(bent, window=1, horizon=steps)], 0.5, key=key, samples=4, reference=1.0
+    )
     whole, short = found.rows
     assert whole.bytes >= 8 * steps > short.bytes
     assert (whole.updates, short.updates) == (1, steps)
@@ -293,7 +294,7 @@ def test_cost_is_that_of_as_many_samples_as_the_error_needs():
     assert error_at(noisy, 10.0, 9.0) == math.inf
     assert cost_to(row("sure", bias=0.06), 10.0, 0.1) == 10
     assert cost_to(row("biased", bias=0.1), 10.0, 0.1) == math.inf
-    assert cost_to(row("unresolved", bias=0.2, resolved=False), 10.0, 0.1) == 10
+    assert cost_to(row("unresolved", bias=0.2, resolved=False, unbiased=True), 10.0, 0.1) == 10
     assert cost_to(row("broken", nonfinite=0.1), 10.0, 0.1) == math.inf
 
 
@@ -338,11 +339,10 @@ def test_a_comparison_prints_a_table_and_becomes_json(key):
 
 def test_a_stream_is_read_from_its_start_and_longer_data_are_cut(key):
     def stream(t, steps):
-        return jnp.asarray(DATA)[t : t + steps]
+        return jnp.asarray(DATA[:, 0])[t : t + steps]
 
-    tbptt = [ux.TBPTT(quadratic(), window=2, horizon=4)]
-    kinds = [stream, DATA, DATA[:4]]
-    biases = [ux.compare(tbptt, start(), data, key=key, samples=4).rows[0].bias for data in kinds]
+    tbptt, rows = [ux.TBPTT(leak, window=2, horizon=4)], DATA[:, 0]
+    biases = [ux.compare(tbptt, 0.5, data, key=key, samples=4).rows[0].bias for data in (stream, rows, rows[:4])]
     assert biases[0] == biases[1] == biases[2] > 0
 
 
@@ -437,3 +437,26 @@ def test_misuse_of_a_sweep_is_told():
         ux.sweep(ux.TBPTT(linear, **TIME), window=(2, 4))
     with pytest.raises(ux.InvalidArgument, match="std must be a positive number"):
         ux.sweep(ux.PES(linear, **TIME, **NOISE), std=(0.1, -1.0))
+
+
+def test_a_bias_that_the_samples_cannot_tell_is_no_proof_for_those_that_may_have_one():
+    unclear = row("some", bias=0.05, bias_error=0.3, resolved=False, std=0.1)
+    assert unclear.limit > 0.1
+    assert cost_to(unclear, 10.0, 0.1) == np.inf
+    assert cost_to(unclear._replace(unbiased=True), 10.0, 0.1) == 10.0
+    rows = [
+        unclear._replace(cost_to=np.inf),
+        row("exact", unbiased=True, resolved=False, cost_to=10.0),
+    ]
+    assert "some may be too biased (below" in recommend(rows, "steps", 0.1)[1]
+
+
+def test_an_uncertain_reference_is_said(key):
+    """A loss whose slope is drawn anew at each step with 30 times its mean: few keys can't tell the mean."""
+    wild = ux.system(
+        init=lambda key, params: (), step=lambda p, s, x, k: (s, (p * (1 + 30 * jax.random.normal(k, (3,)))).sum())
+    )
+    some = {"bptt": ux.BPTT(wild, horizon=2)}
+    found = ux.compare(some, jnp.zeros(3), None, key=key, samples=4, unit="steps", tolerance=0.02)
+    assert found.reference.error > 0.02
+    assert "the reference itself is only known to" in found.reason

@@ -87,11 +87,11 @@ SYSTEMS = {
     "jumps": Case(zero, lambda p, s, x, k: (s, jnp.floor(4 * (p - x) ** 2)), 1.5, STAIRS, "nres", 300),
     # d s_t / d p = x_t + x_(t-1) / 2 + ...: of its square a window's step j misses 4^-j, on average 0.08 for 4, 0.25 for 1.
     "leaky": Case(zero, driven(0.5), -3.5, {"x": X, "y": filtered(0.7)}, "tbptt:4"),
-    # s_t = p h_t with h_t = n_t + n_(t-1) / 2 + ..., n = N(1, 1): of E h = 2 a window's step j misses 2^-j, of E h^2 = 16/3
-    # some 2^-j and some 4^-j. At p = -2.5 that is 0.40 of the gradient for 1, 0.18 for 4 and 0.05 for 16. The implicit one
-    # takes the last n for all, E[h n] / (1 - 1/2) = 6 for 16/3, and has the noise of two steps of a horizon.
+    # s_t = p h_t with h_t = n_t + 0.45 n_(t-1) + ..., n = N(1, 1): of E h = 1 / 0.55 a window's step j misses 0.45^j, of the
+    # mean square some 0.45^j and some 0.45^2j. At p = -2.5 that is 0.34 of the gradient for 1, 0.14 for 4, 0.04 for 16. The
+    # implicit one takes the last n for all, and has the noise of two steps of a horizon.
     "noisy": Case(
-        zero, squared(lambda p, s, x, k: 0.5 * s + p * (1 + jax.random.normal(k)), 1.0), -2.5, GOAL, "tbptt:16", 60
+        zero, squared(lambda p, s, x, k: 0.45 * s + p * (1 + jax.random.normal(k)), 1.0), -2.5, GOAL, "tbptt:16", 60
     ),
     # Nothing is forgotten: s_t = p (x_1 + ... + x_t), of which a window sees its own part.
     "integrator": Case(zero, driven(1.0), 0.0, {"x": np.abs(X), "y": 3 * TARGETS}, "bptt", 100),
@@ -146,7 +146,10 @@ def recommend(name, key):
     return ux.compare(candidates(system), params, data, key=key, unit="steps", tolerance=TOLERANCE, samples=256)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+RARELY = ("chain", "exploding", "memoryless", "rotation")  # programs for all of them take long to compile
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in RARELY)) for name in SYSTEMS])
 def test_the_known_answer_is_recommended(name, key):
     found = recommend(name, key)
     assert found.recommended == SYSTEMS[name].known, str(found)

@@ -53,7 +53,7 @@ def _no_cotangent(leaf):
 
 def size(tree):
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
-    return np.sqrt(sum(np.square(leaf).sum() for leaf in leaves))
+    return np.sqrt(sum(np.square(np.abs(leaf)).sum() for leaf in leaves))
 
 
 def lstm(n, d=3, h=4, steps=4):
@@ -89,7 +89,20 @@ def noisy(steps=4):
     return system, params, jax.random.normal(KEY, (steps, 3))
 
 
+def spiral(steps=4):
+    """A complex state with complex and real products."""
+
+    def step(params, state, x, key):
+        turn = params["turn"] @ state + 1j * (params["mix"] @ jnp.abs(state))
+        return turn + x, jnp.abs(turn).sum()
+
+    params = {"turn": jax.random.normal(KEY, (2, 2)), "mix": jax.random.normal(jax.random.key(1), (2, 2))}
+    start = jnp.array([1.0 + 0.5j, 0.3 - 1j])
+    return ux.system(init=lambda key, params: start, step=step), params, jax.random.normal(KEY, (steps, 2))
+
+
 CASES = {
+    "complex": spiral,
     "lstm, one": lambda: lstm(1),
     "lstm, few": lambda: lstm(3),
     "lstm, more than units": lambda: lstm(7),
@@ -317,3 +330,39 @@ def test_it_prints_and_turns_to_plain_numbers():
     assert plain["table"] == flow.table.tolist()
     assert plain["leaves"]["['cell']['wh']"] == flow.leaves["['cell']['wh']"].tolist()
     json.dumps(ux.state_flow(system, params, data, key=KEY).to_dict())
+
+
+def uniform(cell, key):
+    """PyTorch's start: all weights and biases uniform within one over the square root of the units."""
+    like = cell.params(key)
+    keys, bound = jax.random.split(key, len(like)), 64**-0.5
+    return {
+        name: jax.random.uniform(k, leaf.shape, minval=-bound, maxval=bound)
+        for k, (name, leaf) in zip(keys, like.items(), strict=True)
+    }
+
+
+def drawn(cell, key):
+    return cell.params(key)
+
+
+@pytest.mark.parametrize(
+    ("cell", "start", "rate", "within"),
+    [
+        (ux.RNNCell(2, 64), uniform, 0.51, 0.04),
+        (ux.LSTMCell(2, 64), uniform, 0.46, 0.02),
+        (ux.LSTMCell(2, 64, forget_bias=1.0), drawn, 0.054, 0.006),
+        (ux.LSTMCell(2, 64, chrono=100), drawn, 0.015, 0.003),
+    ],
+    ids=["tanh, PyTorch's start", "LSTM, forget bias 0", "orthogonal, bias 1", "chrono"],
+)
+def test_at_64_units_and_100_steps_cells_lose_what_is_known_of_them(cell, start, rate, within):
+    """Nats a step on the way back from the last loss, mean of 6 starts, two random inputs a step."""
+    net, key = ux.recurrent(cell, ux.Dense(64, 1), ux.squared_error), jax.random.key(100)
+    rates = []
+    for seed in range(6):
+        inputs = jax.random.normal(jax.random.fold_in(key, seed), (100, 2))
+        params = {"cell": start(cell, jax.random.key(seed)), "readout": net.readout.params(key)}
+        flow = ux.state_flow(net, params, ux.sequence(inputs, jnp.ones((100, 1))), key=key, at=[99])
+        rates.append(flow.state_decay.rate)
+    assert abs(np.mean(rates) + rate) < within

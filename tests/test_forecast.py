@@ -108,7 +108,7 @@ ONE = "".join(f"{day}\n" for day in range(30))
         "\n\nload\n\n" + ONE + "\n \n\n",
         "day,load\n" + ROWS + ",,\n,\n",
         "day,load\n" + ROWS.replace("\n", ",\n"),
-        'day,load,note\n' + ROWS.replace("\n", ',"two\nlines, ""5"""\n'),
+        "day,load,note\n" + ROWS.replace("\n", ',"two\nlines, ""5"""\n'),
         "level,load\n" + "".join(f"{-day},{day}\n" for day in range(30)),
     ],
 )
@@ -132,7 +132,11 @@ def test_what_is_no_damage_is_read(tmp_path, text):
         ("day,load\n1,10,5\n" + ROWS, "load", "got 3 in line 2, the header names 2. Quote cells"),
         ("load\n10,5\n" + ONE, "load", "got 2 in line 2, the header names 1. .* decimal points"),
         ("day;load\n1;10,5\n" + SEMI, "load", "got '10,5' in line 2. Write a decimal point for its comma: 10.5."),
-        ('day,load\n1,"2\n' + ROWS, "load", "unexpected end of data, in the row that begins in line 2. Close the quote"),
+        (
+            'day,load\n1,"2\n' + ROWS,
+            "load",
+            "unexpected end of data, in the row that begins in line 2. Close the quote",
+        ),
         ("day,load\n1,2\n" + ROWS + '3,"4', "load", "unexpected end of data, in the row that begins in line 33."),
         ('day,load\n1,"2\n' + ROWS * 1000, "load", "field larger than .*, in the row that begins in line 2."),
         ("year,load\n" + falling("{}"), "load", "to the newest, got 2030 in line 2 and 2001 in line 31. Turn the file"),

@@ -380,7 +380,9 @@ def test_a_state_that_is_no_floating_numbers_is_named(name):
 def test_a_state_may_be_lists_of_numbers(name):
     (params, x, state), _, _ = problem(name, 4)
     listed = jax.tree.map(lambda leaf: leaf.tolist(), state)
-    jax.tree.map(np.testing.assert_array_equal, KERNELS[name].run(params, x, listed), KERNELS[name].run(params, x, state))
+    jax.tree.map(
+        np.testing.assert_array_equal, KERNELS[name].run(params, x, listed), KERNELS[name].run(params, x, state)
+    )
 
 
 def sigmoid(a):

@@ -20,6 +20,9 @@ LIGHT = (
     "unrollax.cli",
     "unrollax.cli._app",
     "unrollax.cli._config",
+    "unrollax.cli._failure",
+    "unrollax.cli._study",
+    "unrollax.cli._study_app",
     "unrollax.cli._text_run",
     "unrollax.recipes",
     "unrollax.recipes._options",
@@ -119,7 +122,7 @@ SHARED = {
         "_trajectory",
     },
     "kernels": {"_layers", "_recurrence", "_sequence"},
-    "systems": {"_frames", "_initial", "_scan"},
+    "systems": {"_checks", "_frames", "_initial", "_scan"},
     "recipes": {"_baselines", "_common", "_options", "_series"},
 }
 

@@ -118,6 +118,12 @@ STEPS = r"the leaves of sequence 1 must have the same steps on their first axis,
         ((np.ones((3, 2)), np.zeros(4, int)), STEPS + r" float64\[3,2\], int64\[4\]"),
         ((np.ones((3, 2)), 1), STEPS + r" float64\[3,2\], int64\[\]"),
         (([1.0, 2.0], [0, 1]), STEPS + r" float64\[\], float64\[\]"),
+        (
+            np.ones((2, 2)),
+            r"sequence 1 must be a pair \(input, target\), got float64\[2,2\]\. Pass a list of such pairs",
+        ),
+        ((np.ones((3, 2)),), r"sequence 1 must be a pair \(input, target\), got tuple of 1\."),
+        ({"x": 1, "y": 2}, r"sequence 1 must be a pair \(input, target\), got dict\."),
         (((), ()), STEPS + r" no leaf"),
         (
             (np.ones((3, 5)), np.zeros(3, int)),

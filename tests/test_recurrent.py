@@ -208,3 +208,185 @@ def test_what_stands_in_a_padding_reaches_neither_loss_nor_gradient(loss):
 def test_a_mask_of_any_numbers_means_the_same(dtype):
     inputs = jax.random.normal(KEY, (PADDED, 2))
     np.testing.assert_array_equal(lstm.predict(PARAMS, inputs, MASK.astype(dtype)), lstm.predict(PARAMS, inputs, MASK))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3,), ()), ((3,), (1,)), ((3, 1), (3,)), ((2,), (3,)), ((1, 3), (3, 1)), ((3,), (1, 3))]
+)
+def test_a_squared_error_never_broadcasts(shapes):
+    prediction, target = (jnp.zeros(shape) for shape in shapes)
+    for pair in ((prediction, target), (target, prediction)):
+        with pytest.raises(
+            ux.StructureError, match=r"^squared_error: target must have the shape of the prediction, float64"
+        ):
+            ux.squared_error(*pair)
+
+
+def test_one_number_is_compared_with_one_number_whatever_their_axes():
+    for prediction, target in ((jnp.array([3.0]), 1), (jnp.array(3.0), jnp.array([[1.0]])), (jnp.ones((1, 1)), 3.0)):
+        assert ux.squared_error(prediction, target) == 4
+    with pytest.raises(ux.StructureError, match=r"^squared_error: prediction must be one array, got list\."):
+        ux.squared_error([1.0], 1.0)
+
+
+def test_a_class_that_is_not_there_has_no_loss_unless_its_weight_is_0():
+    logits = jnp.array([0.5, -1.0, 2.0])
+    for label in (-1, -100, 3):
+        assert np.isnan(ux.cross_entropy(logits, label))
+    labels = jnp.array([2, -100, 1, -1, 0])
+    ignored = ux.sequence(INPUT, labels)
+    ignored = ignored._replace(weight=jnp.where(labels < 0, 0, ignored.weight))
+    losses = run(lstm, PARAMS, ignored)[1]
+    expected = [0 if y < 0 else nll(z, y) for z, y in zip(predictions(lstm, PARAMS, INPUT)[0], labels, strict=True)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+    assert np.isnan(run(lstm, PARAMS, ux.sequence(INPUT, labels))[1]).tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "says"),
+    [
+        (jnp.zeros(3), 1.0, r"an integer class of shape \[\] under the logits .*, got float64\[\]\. Convert it"),
+        (jnp.zeros(3), True, r"an integer class .*, got bool\[\]\. Convert it: target.astype\(int\)\."),
+        (jnp.zeros(3), jnp.eye(3)[1], r"got float64\[3\]\. Turn a one-hot code into its class by target.argmax"),
+        (jnp.zeros(3), jnp.array([1]), r"got int64\[1\]\. Drop its last axis: target\[\.\.\., 0\]\."),
+        (jnp.zeros(3), jnp.array([0, 1]), r"got int64\[2\]\. Pass one class for each prediction\."),
+        (jnp.array(0.5), 1, r"prediction must be floating logits \[classes\], got float64\[\]\. Take Dense"),
+        (jnp.zeros(3, int), 1, r"prediction must be floating logits \[classes\], got int64\[3\]"),
+        (jnp.zeros(3), [1], r"target must be one array, got list\."),
+    ],
+)
+def test_a_class_or_logits_of_another_kind_are_named(prediction, target, says):
+    with pytest.raises(ux.StructureError, match=rf"^cross_entropy: .*{says}"):
+        ux.cross_entropy(prediction, target)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ((ux.LSTMCell, ux.Dense(4, 3)), r"cell must have .*, got the class LSTMCell and no object of it\."),
+        (
+            (ux.LSTMCell(2, 4), ux.Dense),
+            r"readout must have params\(key\) and apply\(params, h\), got the class Dense and no",
+        ),
+        (
+            (ux.LSTMCell(2, 4), ux.squared_error),
+            r"readout must have .*, got function without params and apply\. Pass rec",
+        ),
+        ((ux.Dense(4, 3), ux.LSTMCell(2, 4)), r"cell must have .*, got Dense without init and step\. Take LSTMCell"),
+        (
+            (ux.LSTMCell(2, 4), ux.Dense(4, 3), "mse"),
+            r"loss must be a function, got 'mse'\. Pass one such as unrollax\.",
+        ),
+    ],
+)
+def test_parts_that_are_none_are_named(parts, says):
+    with pytest.raises(ux.InvalidArgument, match=rf"^recurrent: {says}"):
+        ux.recurrent(*parts)
+    with pytest.raises(ux.InvalidArgument, match=r"^recurrent: encode must be a function, got 3\."):
+        ux.recurrent(ux.LSTMCell(2, 4), ux.Dense(4, 3), encode=3)
+    for make in (ux.stacked, lambda cell: ux.bidirectional(ux.LSTMCell(2, 4), cell)):
+        with pytest.raises(
+            ux.InvalidArgument, match=r"a cell must have .*, got the class GRUCell and no object of it\."
+        ):
+            make(ux.GRUCell)
+
+
+def estimated(net, params, data, estimator=ux.BPTT):
+    """By whole windows, and step by step."""
+    made = estimator(net, horizon=PADDED)
+    return made.estimate(params, made.init(KEY, params), data)
+
+
+FRAME = ux.sequence(INPUT, CLASSES)
+MANY = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf], 1), FRAME)
+summed = ux.recurrent(ux.LSTMCell(2, 4), ux.Dense(4, 3), lambda prediction, target: prediction - target)
+WRONG = {
+    "pair": (lstm, (INPUT, CLASSES), r"^recurrent: data must be a Frame of input, .*, got tuple of 2\. Make one with"),
+    "dict": (lstm, {"x": INPUT}, r"^recurrent: data must be a Frame of input, .*, got dict\."),
+    "loss": (
+        summed,
+        FRAME,
+        r"^recurrent: loss must return a floating scalar .*, got float64\[3\] from .* int64\[\]\. Red",
+    ),
+    "unbatched": (lstm, MANY, r"^recurrent: mask must be .* For many examples wrap the system: batched\(system, 2\)\."),
+    "weight": (lstm, FRAME._replace(weight=MANY.weight), r"^recurrent: weight must be .*batched\(system, 2\)\."),
+    "mask": (ux.batched(lstm, 2), MANY._replace(mask=MANY.mask[..., None]), r"^recurrent: mask must be .*batched"),
+    "target": (
+        ux.batched(lstm, 2),
+        MANY._replace(target=CLASSES),
+        r"^batched: data leaf .target must have 2 examples on",
+    ),
+    "examples": (
+        ux.batched(lstm, 3),
+        MANY,
+        r"^batched: data leaf .input must have 3 examples on .*\[window, 3, \.\.\.\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("estimator", [ux.BPTT, partial(ux.ForwardGradient, window=PADDED)])
+@pytest.mark.parametrize(("net", "data", "says"), WRONG.values(), ids=WRONG)
+def test_data_and_losses_that_do_not_fit_are_named(net, data, says, estimator):
+    """Whole windows and single steps say the same."""
+    with pytest.raises(ux.StructureError, match=says):
+        estimated(net, PARAMS, data, estimator)
+
+
+def test_a_readout_of_another_size_is_named():
+    for readout in (ux.Dense(7, 3), ux.MixtureDense(7, 2, 2)):
+        net, name = ux.recurrent(ux.LSTMCell(2, 4), readout), type(readout).__name__
+        says = rf"^{name}: h must have the 7 components of inputs=7, got float64\[4\]\. Take {name}\(inputs=4, \.\.\.\)"
+        with pytest.raises(ux.StructureError, match=says):
+            estimated(net, net.params(KEY), FRAME)
+    with pytest.raises(
+        ux.StructureError, match=r"^mixture_nll: prediction must be a Mixture, got float64\[3\]\. Take Mix"
+    ):
+        ux.mixture_nll(jnp.zeros(3), jnp.zeros(3))
+
+
+def test_a_sequence_of_lists_is_named():
+    for given, got in (([1.0, 2.0], r"float\d+\[\]"), (None, "no leaf"), ({"a": jnp.ones(5), "b": 2}, r"int\d+\[\]")):
+        with pytest.raises(
+            ux.StructureError, match=rf"^sequence: input must have leaves \[T, \.\.\.\], .*, got {got}\."
+        ):
+            ux.sequence(given, CLASSES)
+
+
+def test_a_prediction_is_of_one_sequence():
+    one = r"^Recurrent.predict: inputs must be one sequence \[T, "
+    for inputs, got in (
+        (jnp.stack([INPUT] * 3, 1), r"float64\[5,3,2\]"),
+        ([1.0, 2.0], ".*"),
+        ({"a": INPUT, "b": INPUT[1:]}, ".*"),
+    ):
+        with pytest.raises(ux.StructureError, match=rf"{one}2\], got {got}\. For many sequences jax.vmap it"):
+            lstm.predict(PARAMS, inputs)
+    tokens = ux.recurrent(ux.GRUCell(2, 4), ux.Dense(4, 3), encode=partial(jax.nn.one_hot, num_classes=2))
+    with pytest.raises(ux.StructureError, match=rf"{one}\.\.\.\], got int64\[5,2\]\. For many"):
+        tokens.predict(tokens.params(KEY), jnp.zeros((5, 2), int))
+    for mask in (jnp.ones(4), jnp.ones((5, 1)), True):
+        with pytest.raises(
+            ux.StructureError, match=r"^Recurrent.predict: mask must be \[5\], one boolean for each step, got"
+        ):
+            lstm.predict(PARAMS, INPUT, mask)
+    with pytest.raises(ux.StructureError, match=r"^lstm: x must be .*, as wx has 2 rows, got float64\[5,3\]"):
+        lstm.predict(PARAMS, jnp.ones((5, 3)))
+
+
+def test_without_a_mask_a_cell_is_given_none():
+    class Seen:
+        def params(self, key):
+            return ()
+
+        def init(self, params):
+            return jnp.zeros(2)
+
+        def step(self, params, state, x):
+            raise AssertionError
+
+        def unroll(self, params, state, xs, mask):
+            assert mask is None
+            return state, xs
+
+    net = ux.recurrent(Seen(), ux.Dense(2, 3))
+    assert net.predict({"cell": (), "readout": PARAMS["readout"] | {"w": jnp.ones((2, 3))}}, INPUT).shape == (5, 3)

@@ -53,6 +53,9 @@ def test_the_flow_says_what_a_step_back_does_and_which_windows_keep_it():
         "at most 10% of the gradient with windows of 4 steps, and at most 1% of the gradient with windows of 6" in text
     )
     assert "No window that was tried keeps 90 %" in only(flow(lost=np.array([0.9, 0.5, 0.2]))).text
+    lost = only(flow(lost=np.full(3, NAN)))
+    assert "What a truncation loses can't be told" in lost.text
+    assert "What a truncation loses" not in [each.title for each in lost.figures]
     assert "window" not in only(flow(windows=np.array([]), lost=np.array([]))).text.split("In the picture")[0]
 
 
@@ -73,7 +76,7 @@ def test_a_decay_is_drawn_with_its_line_over_the_lags_of_the_fit_only():
     assert np.isnan(line[[0, 1, 9, 10, 11]]).all()
     assert plot.marks == {"below the smallest normal number": 9}
     assert "From 9 steps back on it is below the smallest normal number" in only(decay(underflow=9)).text
-    assert "From 5 steps back on it is infinite or NaN." in only(decay(overflow=5)).text
+    assert "From 5 steps back on it is beyond the largest number of its dtype" in only(decay(overflow=5)).text
 
 
 @pytest.mark.parametrize(

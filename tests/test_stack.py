@@ -275,5 +275,7 @@ def test_bidirectional_layers_are_stacked():
 def test_a_step_of_a_bidirectional_cell_says_what_to_do():
     cell = ux.bidirectional(ux.RNNCell(INPUTS, 2), ux.RNNCell(INPUTS, 2))
     params = cell.params(KEY)
-    with pytest.raises(ux.InvalidArgument, match=r"reads the whole sequence, so it has no step\. Train it with BPTT"):
+    with pytest.raises(
+        ux.InvalidArgument, match=r"needs a whole window at once, got one step of it\. Train it with BPTT"
+    ):
         cell.step(params, cell.init(params), XS[0, 0])

@@ -250,6 +250,26 @@ def test_a_net_that_reads_ahead_has_a_gradient_by_windows(make):
     agree(tuple(found[:2]), jit(jax.value_and_grad(loss))(params))
 
 
+def test_what_runs_steps_refuses_a_net_that_reads_ahead_in_its_own_words():
+    net = ux.batched(ux.recurrent(ux.bidirectional(ux.LSTMCell(D, H), ux.GRUCell(D, H)), ux.Dense(2 * H, 3)), N)
+    ahead = r"system must be one that runs step by step, got one that reads ahead \(bidirectional\)\."
+    for system in (net, net.system, ux.batched(net, 2)):
+        with pytest.raises(ux.InvalidArgument, match=rf"^clip_loss: {ahead} Bound the loss of recurrent itself"):
+            ux.clip_loss(system, at=1.0)
+        with pytest.raises(ux.InvalidArgument, match=rf"^remat: {ahead} For less memory take shorter windows"):
+            ux.remat(system)
+        with pytest.raises(
+            ux.InvalidArgument, match=r"^TBPTT: overlap must be 0 for a system that reads ahead .* overlap=2"
+        ):
+            ux.TBPTT(system, 3, 6, overlap=2, x=ragged())
+    params = net.system.params(KEY)
+    forward = ux.ForwardGradient(net, STEPS, STEPS)
+    with pytest.raises(
+        ux.InvalidArgument, match=r"^bidirectional: needs a whole window at once, got one step .* BPTT, or"
+    ):
+        forward.estimate(params, forward.init(KEY, params), ragged())
+
+
 def test_a_stack_that_reads_ahead_is_not_cut_either():
     ahead = ux.stacked(ux.bidirectional(ux.GRUCell(D, H), ux.GRUCell(D, H)), ux.LSTMCell(2 * H, H))
     net = ux.batched(ux.recurrent(ahead, ux.Dense(H, 3)), N)
@@ -348,7 +368,8 @@ def test_over_cores_is_on_one_core(root, more):
 
 
 @pytest.mark.parametrize(
-    ("examples", "count", "split"), [(32, 4, True), (64, 4, True), (30, 4, False), (28, 4, False), (30, 2, True), (30, 1, False)]
+    ("examples", "count", "split"),
+    [(32, 4, True), (64, 4, True), (30, 4, False), (28, 4, False), (30, 2, True), (30, 1, False)],
 )
 def test_a_batch_is_split_over_all_cores_or_none(monkeypatch, examples, count, split):
     """On two of four cores its results could not be mixed with those of a batch on all four."""

@@ -76,6 +76,29 @@ def test_a_batch_of_batches_is_a_batch():
     np.testing.assert_allclose(losses, expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("data", "got"), [({"u": jnp.zeros((STEPS, 4))}, r"float64\[4\]"), ({"u": jnp.zeros(STEPS)}, r"float64\[\]")]
+)
+def test_another_number_of_examples_is_named(data, got):
+    batch = ux.batched(net, N)
+    says = (
+        rf"^batched: data leaf \['u'\] must have 3 examples on its first axis, as in batched\(system, 3\), got {got}\."
+    )
+    with pytest.raises(ux.StructureError, match=says + r" The leaves of data are \[window, 3, \.\.\.\]\."):
+        ux.unroll(batch, PARAMS, batch.init(KEY, PARAMS), data, KEY)
+    with pytest.raises(ux.StructureError, match=says):
+        ux.unroll(batch, PARAMS, batch.init(KEY, PARAMS), ux.repeat({"u": data["u"][0]}), KEY, steps=2)
+
+
+def test_a_state_of_another_number_of_examples_is_named():
+    state = ux.batched(net, 2).init(KEY, PARAMS)
+    says = (
+        r"^batched: state leaf \['h'\] must have 3 examples on its first axis, .* got float64\[2,2\]\..* as init makes"
+    )
+    with pytest.raises(ux.StructureError, match=says):
+        ux.unroll(ux.batched(net, N), PARAMS, state, DATA, KEY)
+
+
 @pytest.mark.parametrize("n", [0, -2, True, 1.5])
 def test_a_batch_of_no_whole_number_is_named(n):
     with pytest.raises(ux.InvalidArgument, match=rf"^batched: n must be a positive whole number, got n={n}\."):

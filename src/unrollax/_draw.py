@@ -28,7 +28,8 @@ from unrollax._ink import (
     within,
 )
 
-DECADES = 16  # of a heat map's colours, from its largest number down
+DECADES = 40  # of a heat map's colours, from its largest number down: about those of float32
+FEW = 6  # bars have room for as many
 ENOUGH = 128  # rows and columns of a heat map's raster
 
 
@@ -148,6 +149,7 @@ def _draw_bars(canvas: Any, bars: Bars) -> None:
     axes.axhline(0, color=TEXT, linewidth=1)
     dress(axes, bars.over, bars.up)
     axes.grid(False, axis="x")
+    axes.set_xlim(-0.6, max(len(places), FEW) - 0.4)
     chosen = places[:: max(1, -(-len(places) // 20))]
     axes.set_xticks(chosen)
     steep = {"rotation": 30, "ha": "right"} if sum(len(bars.names[i]) for i in chosen) > 90 else {}

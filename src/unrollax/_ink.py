@@ -43,6 +43,7 @@ def dress(axes: Any, over: str, up: str) -> None:
 
 
 def add_legend(axes: Any, names: list[str]) -> None:
+    """Name the lines above the axes, in as many columns as the names leave room for."""
     columns = max(1, min(4, 90 // (max(map(len, names)) + 8)))
     legend = axes.legend(
         frameon=False, labelcolor=TEXT, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), handlelength=3

@@ -47,7 +47,10 @@ def truncated_grad(case: Case, window: int) -> float:
 
 
 def radius(case: Case, largest: float) -> float:
-    """Return the distance along the gradient up to which it predicts the loss' change to a factor of two; 0 if none does."""
+    """Return the distance along the gradient up to which it predicts the loss' change to a factor of two.
+
+    If there is none, the shortest that was tried.
+    """
     vector, unravel = ravel(case.params)
     loss = jax.jit(lambda vector: mean_loss(case, unravel(vector)))
     grad = jax.grad(lambda vector: mean_loss(case, unravel(vector)))(vector)
@@ -56,8 +59,8 @@ def radius(case: Case, largest: float) -> float:
         step = size * grad / norm
         rise = float(loss(vector + step) - loss(vector - step)) / (2 * size)
         if 0.5 * norm <= rise <= 2 * norm:
-            return float(size)
-    return 0.0
+            break
+    return float(size)
 
 
 def growth_over(case: Case, horizon: int) -> float:

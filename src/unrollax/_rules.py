@@ -68,11 +68,9 @@ def smooth(case: Case) -> Finding | None:
     rate = growth(case)
     if rate is None:
         return None
-    norm = math.sqrt(
-        sum(float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(case.flow.grad))
-    )
+    norm = _norm(case)
     spread = float(np.std(case.flow.losses[np.isfinite(case.flow.losses)]))
-    near = spread / norm if math.isfinite(norm) and norm > 0 else 0.0
+    near = spread / norm if norm else math.inf
     sizes = [float(jnp.sqrt(jnp.square(leaf).mean())) for leaf in jax.tree.leaves(case.params)]
     std = 0.01 * (float(np.mean(sizes)) or 1.0)
     if near > std:
@@ -218,6 +216,13 @@ def take(case: Case) -> Finding | None:
         measure=None,
         holds=lambda got: got <= 2 * row.cost_to,
     )
+
+
+def _norm(case: Case) -> float:
+    """Return the norm of the gradient; where that overflows, the sum of those of its parts, which are held in float64."""
+    squares = (float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(case.flow.grad))
+    norm = math.sqrt(sum(squares))
+    return norm if math.isfinite(norm) else float(np.nansum(case.flow.table) / len(case.flow.at))
 
 
 def _divisor(number: int, near: float) -> int:

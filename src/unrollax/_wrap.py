@@ -119,7 +119,9 @@ class ClippedLoss:
     at: float
 
     def __post_init__(self) -> None:
-        _check_steps("clip_loss", self.system, "Bound the loss of recurrent itself, as in jnp.minimum(loss(y, target), at).")
+        _check_steps(
+            "clip_loss", self.system, "Bound the loss of recurrent itself, as in jnp.minimum(loss(y, target), at)."
+        )
         object.__setattr__(self, "system", as_system("clip_loss", self.system))
 
     def init(self, key: Key, params: Params) -> State:

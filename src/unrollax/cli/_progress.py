@@ -19,6 +19,7 @@ class StatusLine:
         self.quiet, self.first = quiet, first
         self.live = not quiet and sys.stderr.isatty() and "NO_COLOR" not in os.environ
         self.shown = 0.0
+        self.phases: set[str] = set()
 
     def __enter__(self) -> StatusLine:
         if self.live:
@@ -38,11 +39,13 @@ class StatusLine:
             self._status.stop()
 
     def update(self, line: str, *, last: bool = False) -> None:
-        """Show what goes on; where lines stay, only every few seconds and the last one."""
+        """Show what goes on; where lines stay, what is new by its first word, every few seconds, and the last one."""
+        phase = line.split()[0]
         if self.live:
             self._status.update(line)
-        elif time.monotonic() - self.shown > PLAIN_EVERY or last:
+        elif phase not in self.phases or time.monotonic() - self.shown > PLAIN_EVERY or last:
             self.shown = time.monotonic()
+            self.phases.add(phase)
             self.print(line)
 
     def print(self, line: str) -> None:

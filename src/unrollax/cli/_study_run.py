@@ -76,9 +76,7 @@ def _write(study: Study, config: StudyConfig, subject: Subject, found: Any, fold
     about = {"target": config.target, "horizon": subject.horizon, "seed": config.seed, "command": output.repeat}
     record = {**about, "out": str(folder), **found.to_dict()}
     text = json.dumps(json_ready(record), allow_nan=False)
-    (folder / study.file).write_text(
-        json.dumps(json_ready({**record, "environment": environment}), indent=1) + "\n", "utf-8"
-    )
+    (folder / study.file).write_text(json.dumps(json_ready({**record, "environment": environment})) + "\n", "utf-8")
     summary: dict[str, Any] = {
         "target": config.target,
         "steps": subject.horizon,

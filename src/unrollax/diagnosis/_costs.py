@@ -22,7 +22,7 @@ from unrollax._value import value
 
 OWNER = "compare"
 WEIGHTS = {"forward": 1.0, "jvp": 1.0, "vjp": 2.0}  # in steps forward
-BY_TIME = "steps by the clock: how often a loop runs is known at run time only"
+BY_TIME = "steps by the clock, as they can't be counted beforehand"
 REPEATS = 5  # timed runs of a horizon without an estimator
 
 
@@ -97,10 +97,10 @@ def steps_of(estimator: Any, params: Params, piece: Data, key: Key) -> Steps | N
     if window is None or not anywhere(estimator, "system"):
         return None
     counted = _marked(estimator)
-    state = jax.eval_shape(counted.init, key, params)
     try:
+        state = jax.eval_shape(counted.init, key, params)
         counts = count_marks(counted.estimate, params, state, piece)
-    except NotImplementedError:  # a solver that transposes what was transposed before
+    except NotImplementedError:  # the marks can be traced, not run or transposed twice
         counts = None
     if counts is None:
         return None

@@ -15,16 +15,14 @@ from unrollax._errors import InvalidArgument, StructureError
 from unrollax._system import as_system, rows_of, steps_of
 from unrollax._tree import leaves_with_names
 from unrollax._types import Data, Key, Params, System
-from unrollax.diagnosis import _table
 from unrollax.diagnosis._decay import decay_of
 from unrollax.diagnosis._flows import Flow, StateFlow
 from unrollax.diagnosis._path import Path, follow
+from unrollax.diagnosis._table import Cuts, Norms, cut_back, norms_back
 
 MANY = 512  # losses that are all looked at unless told otherwise; of more, SOME
 SOME = 128
-TOGETHER = (
-    32  # losses to one backward pass: more waste time before the first of them, fewer repeat the steps' derivatives
-)
+TOGETHER = 64  # losses to one backward pass: more waste time before the first of them, fewer repeat the steps' work
 LENGTHS = 12  # truncation windows at most
 LOG2 = math.log(2)
 
@@ -47,10 +45,10 @@ def gradient_flow(
         d loss_t / d params = sum over s <= t of d loss_t / d params_s   (and what comes through init).
 
     The table of these parts' norms shows where the gradient vanishes or explodes. All losses go through one backward pass
-    together, 32 at a time. They are held near 1 with a power of two beside each, so that the table also shows what
+    together, 64 at a time. They are held near 1 with a power of two beside each, so that the table also shows what
     backpropagation would lose to underflow. A part's sum is checked against backpropagation.
 
-    Cost: n / 32 passes that pull 32 cotangents through T steps, and one with a cotangent for each window; memory for the T
+    Cost: n / 64 passes that pull 64 cotangents through T steps, and one with a cotangent for each window; memory for the T
     states, n T norms a leaf, and the params once for each window. Step norms of one example need no gradient of the
     weights; a batch needs their products.
 
@@ -80,9 +78,9 @@ def gradient_flow(
     """
     system, params, path = _path("gradient_flow", system, params, data, key, horizon)
     chosen, lengths = _losses("gradient_flow", path, at), _windows(path, windows)
-    parts = [_table.norms_back(system, params, path, some) for some in _chunks(chosen, "gradient_flow", observe)]
-    norms, starts = zip(*parts, strict=True)
-    cuts = _table.cut_back(system, params, path, _int32(chosen), _int32([len(path.losses), *lengths]))
+    parts = [norms_back(system, params, path, some) for some in _chunks(chosen, "gradient_flow", observe)]
+    cuts = cut_back(system, params, path, _int32(chosen), _int32([len(path.losses), *lengths]))
+    (norms, starts), cuts = jax.device_get((tuple(zip(*parts, strict=True)), cuts))
     by_leaf = _Scaled.of([part.leaves for part in norms], [part.powers for part in norms], len(chosen))
     started = _Scaled.of([part.leaves[None] for part in starts], [part.powers[None] for part in starts], len(chosen))
     states = _states(norms, len(chosen))
@@ -126,10 +124,9 @@ def state_flow(
     system, params, path = _path("state_flow", system, params, data, key, horizon)
     chosen = _losses("state_flow", path, at)
     parts = [
-        _table.norms_back(system, params, path, some, by_params=False)[0]
-        for some in _chunks(chosen, "state_flow", observe)
+        norms_back(system, params, path, some, by_params=False)[0] for some in _chunks(chosen, "state_flow", observe)
     ]
-    states = _states(parts, len(chosen))
+    states = _states(jax.device_get(parts), len(chosen))
     decay = decay_of(states.logs(), chosen, path.losses.dtype)
     return StateFlow(chosen, np.asarray(path.losses)[chosen], states.norms(), decay)
 
@@ -183,8 +180,8 @@ def _chunks(at: np.ndarray, owner: str, observe: Callable[[str], None] | None) -
         yield _int32(np.concatenate([some, np.full(size - len(some), -1)]))
 
 
-def _int32(numbers: Any) -> jax.Array:
-    return jnp.asarray(numbers, jnp.int32)
+def _int32(numbers: Any) -> np.ndarray:
+    return np.asarray(numbers, np.int32)
 
 
 class _Scaled(NamedTuple):
@@ -194,9 +191,9 @@ class _Scaled(NamedTuple):
     powers: np.ndarray
 
     @classmethod
-    def of(cls, norms: Sequence[jax.Array], powers: Sequence[jax.Array], count: int) -> _Scaled:
+    def of(cls, norms: Sequence[np.ndarray], powers: Sequence[np.ndarray], count: int) -> _Scaled:
         """Put together what the backward passes gave, `[T, B, leaves]` and `[T, B]`."""
-        parts = np.concatenate([np.asarray(part, np.float64) for part in norms], 1)
+        parts = np.concatenate([part.astype(np.float64) for part in norms], 1)
         return cls(parts.swapaxes(0, 1)[:count], np.concatenate(powers, 1).T[:count])
 
     def leaf(self, index: int) -> _Scaled:
@@ -211,16 +208,16 @@ class _Scaled(NamedTuple):
             return np.asarray(np.log(np.linalg.norm(self.parts, axis=-1)) + LOG2 * self.powers)
 
 
-def _states(norms: Sequence[_table.Norms], count: int) -> _Scaled:
+def _states(norms: Sequence[Any], count: int) -> _Scaled:
     return _Scaled.of([part.states[..., None] for part in norms], [part.powers for part in norms], count)
 
 
-def _assert_sums(norms: Sequence[_table.Norms], cuts: _table.Cuts, count: int, states: np.ndarray) -> None:
+def _assert_sums(norms: Sequence[Norms], cuts: Cuts, count: int, states: np.ndarray) -> None:
     """Raise unless the losses' cotangents add up to that of backpropagation, as far as rounding allows."""
     scale, info = states.sum(0), cast(Any, jnp.finfo)
     for i, whole in enumerate(cuts.sums):
-        added = sum(np.asarray(part.sums[i], np.float64) for part in norms)
-        error = np.abs(added - count * np.asarray(whole, np.float64)).reshape(len(scale), -1).max(-1, initial=0)
+        added = sum(_wide(part.sums[i]) for part in norms)
+        error = np.abs(added - count * _wide(whole)).reshape(len(scale), -1).max(-1, initial=0)
         allowed = math.sqrt(float(info(whole.dtype).eps)) * scale
         bad = np.flatnonzero(np.isfinite(error) & np.isfinite(allowed) & (error > allowed))
         if bad.size:
@@ -228,6 +225,10 @@ def _assert_sums(norms: Sequence[_table.Norms], cuts: _table.Cuts, count: int, s
                 f"gradient_flow: the derivative of step must be linear, got gradients of the single losses that don't add "
                 f"up to the gradient at step {bad[0]}, by {error[bad[0]]:.2g}. Look for a custom_vjp in it."
             )
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 def _lost(grads: Sequence[np.ndarray]) -> np.ndarray:

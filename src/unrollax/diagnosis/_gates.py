@@ -13,7 +13,7 @@ from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._types import Key, Params, System
 from unrollax.diagnosis._gate import Gate, gate_of
-from unrollax.diagnosis._growth import log_singular_values, mean_and_error
+from unrollax.diagnosis._growth import log_largest, mean_and_error
 from unrollax.diagnosis._jacobians import Paths, Plan, floats, push
 from unrollax.diagnosis._paths import examples_of
 from unrollax.diagnosis._recording import Layer, Record, record
@@ -239,7 +239,7 @@ def _decay(cell: Any, weights: Params | None, paths: Paths, mask: np.ndarray) ->
     error = mean_and_error(logs, [np.ones(len(rows)) for rows in logs])[1][0]
     forgotten: np.ndarray = np.isneginf(track.logs).any(1)
     mean = -math.inf if forgotten.any() else float(track.product.logs[real].mean(1).sum() / steps)
-    largest = log_singular_values(track.product.logs, track.product.unit)[real, 0].sum() / steps
+    largest = log_largest(track.product.logs, track.product.unit)[real].sum() / steps
     return mean, float(error), -math.inf if forgotten.all(1).any() else float(largest)
 
 

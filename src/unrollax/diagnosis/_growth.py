@@ -72,6 +72,14 @@ def log_singular_values(logs: np.ndarray, unit: np.ndarray) -> np.ndarray:
     return -np.sort(-logs, axis=1)
 
 
+def log_largest(logs: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Return the first of `log_singular_values` alone, `[m]`, by NumPy's of the matrix with its largest row near 1."""
+    largest = logs.max(1)
+    scaled = np.exp(logs - largest[:, None])[..., None] * unit
+    out: np.ndarray = largest + np.log(np.linalg.norm(scaled, 2, axis=(1, 2)))
+    return out
+
+
 def _rounds(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return rounds of disjoint pairs in which each of `count` rows meets every other once, as in a tournament."""
     players = np.arange(count + count % 2)

@@ -56,12 +56,17 @@ class Product(NamedTuple):
         others = cotangents[0].size // self.rows
         shape = (count, others, self.rows) if self.first else (count, self.rows, others)
         product = jnp.tensordot(self.x, cotangents.reshape(shape), ((0,), (2 if self.first else 1,)))  # [D, B, F]
-        return jnp.sqrt(jnp.square(product).sum((0, 2)))
+        return jnp.sqrt(squares(product).sum((0, 2)))
 
 
 def norm(rows: jax.Array) -> jax.Array:
     """Return the Euclidean norms of rows `[B, ...]`."""
-    return jnp.sqrt(jnp.square(rows.reshape(len(rows), -1)).sum(-1))
+    return jnp.sqrt(squares(rows.reshape(len(rows), -1)).sum(-1))
+
+
+def squares(array: jax.Array) -> jax.Array:
+    """Return the squared moduli of real or complex numbers."""
+    return jnp.square(jnp.abs(array)) if jnp.iscomplexobj(array) else jnp.square(array)
 
 
 class Probed(NamedTuple):
@@ -134,7 +139,7 @@ class _Walk:
             return self.run(equation.params["jaxpr"], args)
         if name in SAME_NORM and len(args) == 1 and weights:
             return [Weight(weights[0].leaf, _bind(equation, [weights[0].numbers])[0])]
-        if name == "dot_general" and len(weights) == 1 and not _batch(equation):
+        if name == "dot_general" and len(weights) == 1 and _fits(equation, weights[0]):
             return [self._multiply(equation, args, weights[0])]
         return _bind(equation, [self._plain(arg) for arg in args])
 
@@ -161,8 +166,11 @@ class _Walk:
         return out + self.probes[weight.leaf]
 
 
-def _batch(equation: Any) -> bool:
-    return any(equation.params["dimension_numbers"][1])
+def _fits(equation: Any, weight: Weight) -> bool:
+    """Whether the gradient by the weight is all of x^T d: for a real weight in a complex product it is the real part."""
+    complex_product = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.complexfloating)
+    batch = any(equation.params["dimension_numbers"][1])
+    return not batch and complex_product == jnp.iscomplexobj(weight.numbers)
 
 
 def _bind(equation: Any, args: list[Any]) -> list[Any]:

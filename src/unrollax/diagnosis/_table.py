@@ -59,7 +59,7 @@ class Cuts(NamedTuple):
 
 
 def norms_back(
-    system: System, params: Params, path: Path, at: jax.Array, *, by_params: bool = True
+    system: System, params: Params, path: Path, at: Any, *, by_params: bool = True
 ) -> tuple[Norms, Start]:
     """Send the cotangents of the losses `at` `[B]` back to the start; a negative one is no loss."""
     arrays, rest = partition((system, params))
@@ -169,8 +169,13 @@ def _beside(rows: jax.Array, leaf: jax.Array) -> jax.Array:
     return rows.reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
+def _times(leaf: jax.Array, powers: jax.Array) -> jax.Array:
+    """Multiply each row by 2 to a power."""
+    return leaf * _beside(jnp.ldexp(jnp.ones((), leaf.real.dtype), powers), leaf)
+
+
 def _sum(cotangents: Floats, powers: jax.Array) -> Floats:
-    return [(leaf * _beside(jnp.ldexp(jnp.ones((), leaf.dtype), powers), leaf)).sum(0) for leaf in cotangents]
+    return [_times(leaf, powers).sum(0) for leaf in cotangents]
 
 
 def _rescaled(cotangents: Floats, powers: jax.Array) -> tuple[Floats, jax.Array]:
@@ -178,11 +183,10 @@ def _rescaled(cotangents: Floats, powers: jax.Array) -> tuple[Floats, jax.Array]
     each = [jnp.abs(leaf).reshape(len(leaf), -1).max(-1) for leaf in cotangents]
     largest = functools.reduce(jnp.maximum, each, jnp.zeros(len(powers)))
     shift = jnp.clip(jnp.frexp(largest)[1], -FAR, FAR)
-    scaled = [leaf * _beside(jnp.ldexp(jnp.ones((), leaf.dtype), -shift), leaf) for leaf in cotangents]
-    return scaled, powers + shift
+    return [_times(leaf, -shift) for leaf in cotangents], powers + shift
 
 
-def cut_back(system: System, params: Params, path: Path, at: jax.Array, windows: jax.Array) -> Cuts:
+def cut_back(system: System, params: Params, path: Path, at: Any, windows: Any) -> Cuts:
     """Return the gradient of the mean of the losses `at`, through windows of each of some lengths `[m]`."""
     arrays, rest = partition((system, params))
     return _cut_back(arrays, rest, path, at, windows)

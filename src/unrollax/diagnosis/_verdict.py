@@ -33,6 +33,7 @@ class Row(NamedTuple):
         cost_to: cost of a relative error of `tolerance`, in the comparison's unit; infinite if the bias forbids it.
         nonfinite: share of the samples with a NaN or an infinity; they are left out of the other figures.
         note: what else there is to know.
+        unbiased: whether its traits say that it averages to the exact or the smoothed gradient.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     cost_to: float
     nonfinite: float
     note: str
+    unbiased: bool = False
 
     @property
     def limit(self) -> float:
@@ -135,8 +137,12 @@ def _cosine(samples: np.ndarray, mean: np.ndarray) -> float:
 
 
 def cost_to(row: Row, cost: float, tolerance: float) -> float:
-    """Return the cost of samples whose mean has a relative root-mean-square error of `tolerance`."""
-    if row.nonfinite or math.isnan(cost) or not row.floor < tolerance:
+    """Return the cost of samples whose mean has a relative root-mean-square error of `tolerance`.
+
+    Of an estimator that may be biased, a bias that the samples can't tell from the tolerance is no proof that it gets there.
+    """
+    doubtful = not row.resolved and not row.unbiased and row.limit > tolerance
+    if row.nonfinite or math.isnan(cost) or doubtful or not row.floor < tolerance:
         return math.inf
     return max(1.0, row.std**2 / (tolerance**2 - row.floor**2)) * cost
 
@@ -187,8 +193,10 @@ def _reason(best: Row, rows: Sequence[Row], near: Sequence[Row], unit: str, tole
     if others and math.isfinite(others[0].cost_to):
         said += f"; next is {others[0].name} for {amount(others[0].cost_to, unit)}"
     biased = sorted((row for row in others if math.isinf(row.cost_to) and not row.nonfinite), key=lambda row: row.bias)
-    if biased:
+    if biased and biased[0].resolved:
         said += f"; {biased[0].name} is too biased ({biased[0].bias:.2g})"
+    elif biased:
+        said += f"; {biased[0].name} may be too biased (below {biased[0].limit:.2g}: more samples would tell)"
     return said + "."
 
 

@@ -170,8 +170,8 @@ class TBPTT(_Backprop):
         memory: `"full"`, `"sqrt"`, `"log"` or bytes, what the backward pass may keep.
 
     Raises:
-        InvalidArgument: horizon is no multiple of window, overlap is no whole number of at least 0, memory is none of
-            these, or system lacks a method.
+        InvalidArgument: horizon is no multiple of window, overlap is no whole number of at least 0 (or not 0 for a system
+            that reads ahead), memory is none of these, or system lacks a method.
         StructureError: with `overlap`, the data of a step are not like `x`.
 
     Example:

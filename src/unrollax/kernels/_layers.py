@@ -42,9 +42,7 @@ def apply(
     else:
         after, outputs = flat, jnp.zeros((steps, flat[0].shape[0], hidden), dtype)
     outputs = outputs.reshape(steps, *batch, hidden)
-    last = tuple(
-        leaf.reshape(*batch, hidden).astype(was.dtype) for leaf, was in zip(after, state, strict=True)
-    )
+    last = tuple(leaf.reshape(*batch, hidden).astype(was.dtype) for leaf, was in zip(after, state, strict=True))
     return last, jnp.moveaxis(outputs, 0, -2) if batch_major else outputs
 
 

@@ -85,7 +85,9 @@ def mingru(
     kind = check_floating("mingru", start).dtype
     dtype = jnp.result_type(x, *params.values(), kind)
     wx, b = params["wx"].astype(dtype), params["b"].astype(dtype)
-    a = product(x.astype(dtype), wx) + b.reshape((1,) * (x.ndim - 1) + (-1,))  # in at least float32, as the recurrence is
+    a = product(x.astype(dtype), wx) + b.reshape(
+        (1,) * (x.ndim - 1) + (-1,)
+    )  # in at least float32, as the recurrence is
     z, n = jax.nn.sigmoid(a[..., :hidden]), a[..., hidden:]
     start = broadcast("mingru", start, x.shape[1:-1], hidden).astype(wide(dtype))
     h, outputs = linear_recurrence(1 - z, z * n, start, mask=mask, method=method)

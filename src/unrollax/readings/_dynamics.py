@@ -45,7 +45,7 @@ def read_lyapunov(found: Any) -> list[Section]:
     lines = {f"direction {i + 1}": growth[:, i] for i in range(min(growth.shape[1], LINES))} if growth.size else {}
     figures: list[Figure] = [bars]
     if lines:
-        figures.append(Plot("Growth along the trajectory", "step", over, lines, "log of the growth, nats"))
+        figures.append(Plot("Growth along the trajectory", "step", over, lines, "log of the growth, nats", ""))
     return [Section("Dynamics", text, figures)]
 
 

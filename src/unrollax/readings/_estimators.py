@@ -21,7 +21,8 @@ def read_comparison(found: Any) -> list[Section]:
     text = paragraphs(
         f"Recommended: {found.recommended}. {found.reason}",
         f"Bias and standard deviation are those of the gradient of one horizon, in units of the reference's norm. The "
-        f"reference: {reference}. A bias that can't be told from noise is given as what it is below.",
+        f"reference: {reference}. A bias that can't be told from noise is given as what it is below, and "
+        "the figures and the cost take it for none.",
         f"Cost: {found.unit} until the mean of so many horizons has a relative error of {found.tolerance:g}. Steps, time and "
         "memory are of one horizon.",
         " ".join(notes),

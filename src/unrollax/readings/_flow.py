@@ -37,7 +37,7 @@ def read_flow(flow: Any) -> list[Section]:
         decay_plot("Decay through the state", flow.state_decay),
         _leaves(flow),
     ]
-    if len(flow.windows):
+    if np.isfinite(flow.lost).any():
         lost = {"lost": flow.lost}
         figures.append(Plot("What a truncation loses", "window, in steps", flow.windows, lost, "relative error", "xy"))
     return [Section("Gradient flow", text, figures, {"By parameter": _shares(flow)})]
@@ -90,7 +90,10 @@ def _beyond(decay: Any) -> str:
             "from there, whatever the learning rate."
         )
     if decay.overflow is not None:
-        said.append(f"From {decay.overflow} steps back on it is infinite or NaN.")
+        said.append(
+            f"From {decay.overflow} steps back on it is beyond the largest number of its dtype: backpropagation gives "
+            "infinity or NaN."
+        )
     return " ".join(said)
 
 
@@ -102,6 +105,8 @@ def _windows(flow: Any) -> str:
         enough = windows[lost <= goal]
         if len(enough):
             said.append(f"at most {goal:.0%} of the gradient with windows of {enough.min()} steps")
+    if not np.isfinite(lost).any():
+        return "What a truncation loses can't be told: the gradient is infinite or NaN." if len(windows) else ""
     if not said:
         return "No window that was tried keeps 90 % of the gradient." if len(windows) else ""
     return f"Truncated backpropagation loses {', and '.join(said)}."

@@ -43,7 +43,7 @@ def decay_plot(title: str, decay: Any) -> Plot:
     first, last = decay.fitted
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         line = np.exp(decay.intercept + decay.rate * lags)
-    marks = {"below the smallest normal number": decay.underflow, "infinite or NaN": decay.overflow}
+    marks = {"below the smallest normal number": decay.underflow, "beyond the largest number": decay.overflow}
     return Plot(
         title,
         "lag t - s, in steps back from the loss",

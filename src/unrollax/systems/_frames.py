@@ -71,8 +71,9 @@ def sequence(input: Any, target: Any, *, mask: Any = None, loss_at: Literal["eac
 def _steps(input: Any) -> int:
     """Return the steps of a sequence."""
     leaves = jax.tree.leaves(input)
-    if not leaves or not all(jnp.ndim(leaf) for leaf in leaves):
-        got = describe(leaves[0]) if leaves else "no leaf"
+    flat = [leaf for leaf in leaves if not jnp.ndim(leaf)]
+    if not leaves or flat:
+        got = describe(flat[0]) if flat else "no leaf"
         raise StructureError(
             f"sequence: input must have leaves [T, ...], with time first, got {got}. Pass arrays, not lists of numbers: "
             "jnp.asarray(input)."

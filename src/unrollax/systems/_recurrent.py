@@ -74,8 +74,9 @@ class Recurrent:
     def _unroll(self, params: dict[str, Params], state: State, data: Frame, keys: Key) -> tuple[State, jax.Array]:
         """Advance by all frames, leaves `[steps, *batch, ...]`, and return their weighted losses `[steps, *batch]`."""
         _check_frames(data, keys.shape)
-        after, predictions = self._predict(params, state, data.input, data.mask, keys.ndim)
+        after, outputs = self._outputs(params, state, data.input, data.mask, keys.ndim)
         weight = jnp.where(data.mask, data.weight, 0)
+        predictions = self._read(params, outputs, keys.ndim)
         losses = over_batch(self._score, keys.ndim)(predictions, _blank(weight == 0, data.target))
         return after, weight * losses
 
@@ -107,10 +108,10 @@ class Recurrent:
                 f"Recurrent.predict: mask must be [{steps}], one boolean for each step, got {describe(mask)}. "
                 "For many sequences jax.vmap it over inputs and mask."
             )
-        after, predictions = self._predict(params, start, inputs, mask, 1)  # a kernel would take a batch as well
+        after, outputs = self._outputs(params, start, inputs, mask, axes=1)  # a kernel would take a batch as well
         if list(map(jnp.shape, jax.tree.leaves(after))) != list(map(jnp.shape, jax.tree.leaves(start))):
             raise _many(inputs, self._one_step)
-        return predictions
+        return self._read(params, outputs, axes=1)
 
     @property
     def _one_step(self) -> str:
@@ -118,15 +119,16 @@ class Recurrent:
         size = getattr(self.cell, "inputs", None)
         return str(size) if isinstance(size, int) and self.encode is _as_it_is else "..."
 
-    def _predict(
-        self, params: dict[str, Params], state: State, inputs: Any, mask: Any, axes: int
-    ) -> tuple[State, Any]:
-        """Return the state after a window, and the predictions; time and the batch are the first `axes` axes."""
+    def _outputs(self, params: dict[str, Params], state: State, inputs: Any, mask: Any, axes: int) -> tuple[State, Any]:
+        """Return the cell's state after a window, and its outputs; time and the batch are the first `axes` axes."""
         if mask is not None:
             mask = jnp.asarray(mask).astype(bool)
             inputs = _blank(~mask, inputs)
-        after, outputs = unroll_cell(self.cell, params["cell"], state, over_batch(self.encode, axes)(inputs), mask)
-        return after, over_batch(lambda h: self.readout.apply(params["readout"], h), axes)(outputs)
+        return unroll_cell(self.cell, params["cell"], state, over_batch(self.encode, axes)(inputs), mask)
+
+    def _read(self, params: dict[str, Params], outputs: Any, axes: int) -> Any:
+        """Return the predictions."""
+        return over_batch(lambda h: self.readout.apply(params["readout"], h), axes)(outputs)
 
     def _advance(self, params: dict[str, Params], state: State, input: Any, mask: jax.Array) -> tuple[State, jax.Array]:
         mask = jnp.asarray(mask).astype(bool)
@@ -158,8 +160,8 @@ def _check_frames(data: Any, shape: tuple[int, ...]) -> None:
     for name, leaf in leaves_with_names({"input": data.input, "target": data.target}):
         if jnp.shape(leaf)[: len(shape)] != shape:
             raise StructureError(
-                f"recurrent: data leaf {name} must be {str([*shape, '...']).replace(chr(39), '')}, like the mask, got "
-                f"{describe(leaf)}. Make the data with unrollax.sequence or pad_sequences."
+                f"recurrent: data leaf {name} must have the axes {list(shape)} of the mask first, got {describe(leaf)}. "
+                "Make the data with unrollax.sequence or pad_sequences."
             )
 
 
