@@ -27,7 +27,7 @@ import unrollax as ux
 from unrollax._system import rows_of
 from unrollax.diagnosis import _table
 from unrollax.diagnosis._flow import TOGETHER
-from unrollax.diagnosis._path import follow
+from unrollax.diagnosis._forward import follow
 
 CASES = {
     "T = 64, batch 1, H = 32": (64, 1, 32),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import unrollax as ux
-from unrollax.diagnosis import _path, _table
+from unrollax.diagnosis import _forward, _table
 from unrollax.diagnosis._probes import probe
 
 NORMS = [0.010906688399113558, 0.02478099846737857, 0.13901933055672275]  # of the LSTM text that this began from
@@ -298,9 +298,9 @@ def test_products_are_found_and_other_uses_are_not():
 def test_steps_compile_once_for_other_numbers(monkeypatch):
     system, params, data = lstm(1, steps=5)
     ux.gradient_flow(system, params, data, key=KEY)
-    sizes = [f._cache_size() for f in (_path._follow, _table._norms_back, _table._cut_back)]
+    sizes = [f._cache_size() for f in (_forward._follow, _table._norms_back, _table._cut_back)]
     ux.gradient_flow(system, jax.tree.map(lambda leaf: 2 * leaf, params), data, key=jax.random.key(5))
-    assert sizes == [f._cache_size() for f in (_path._follow, _table._norms_back, _table._cut_back)]
+    assert sizes == [f._cache_size() for f in (_forward._follow, _table._norms_back, _table._cut_back)]
 
 
 @pytest.mark.parametrize(

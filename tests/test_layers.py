@@ -96,7 +96,7 @@ SHARED = {
         "_jacobians",
         "_layers",
         "_lr_reading",
-        "_path",
+        "_forward",
         "_paths",
         "_probes",
         "_quadrature",

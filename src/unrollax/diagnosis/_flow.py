@@ -17,7 +17,7 @@ from unrollax._tree import leaves_with_names
 from unrollax._types import Data, Key, Params, System
 from unrollax.diagnosis._decay import decay_of
 from unrollax.diagnosis._flows import Flow, StateFlow
-from unrollax.diagnosis._path import Path, follow
+from unrollax.diagnosis._forward import Path, follow
 from unrollax.diagnosis._table import Cuts, Norms, cut_back, norms_back
 
 MANY = 512  # losses that are all looked at unless told otherwise; of more, SOME

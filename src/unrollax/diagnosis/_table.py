@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from unrollax._checkpointed import depending
 from unrollax._tree import Static, combine, partition, strong
 from unrollax._types import Key, Params, System
-from unrollax.diagnosis._path import Floats, Path, Run, floats_of, run_of
+from unrollax.diagnosis._forward import Floats, Path, Run, floats_of, run_of
 from unrollax.diagnosis._probes import Probed, norm, probe
 
 FAR = 100  # the largest power of two that a cotangent is scaled by at once: its inverse is no subnormal number
@@ -58,9 +58,7 @@ class Cuts(NamedTuple):
     sums: Floats
 
 
-def norms_back(
-    system: System, params: Params, path: Path, at: Any, *, by_params: bool = True
-) -> tuple[Norms, Start]:
+def norms_back(system: System, params: Params, path: Path, at: Any, *, by_params: bool = True) -> tuple[Norms, Start]:
     """Send the cotangents of the losses `at` `[B]` back to the start; a negative one is no loss."""
     arrays, rest = partition((system, params))
     return _norms_back(arrays, rest, path, at, by_params)
