@@ -114,8 +114,8 @@ def inner_lengths(owner: str, memory: Memory, steps: int, sizes: Callable[[], Si
     known = sizes()
     choices = [_cut(steps, levels, known.inside / max(1, known.state)) for levels in range(1, 2 + steps.bit_length())]
     needs = [need(steps, inner, known) for inner in choices]
-    for inner, need in zip(choices, needs, strict=True):
-        if need <= int(memory):
+    for inner, least in zip(choices, needs, strict=True):
+        if least <= int(memory):
             return inner
     raise InvalidArgument(
         f"{owner}: memory must be at least {min(needs)} bytes for {steps} steps, each with {known.state} bytes of "

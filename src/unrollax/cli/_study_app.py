@@ -58,7 +58,7 @@ def diagnose(
 
     _check_out(out)
     try:
-        options, more = parse_set(set_ or [])
+        options, more = parse_set(set_ or [], target)
         if more:
             fail("diagnose looks at a system, whatever the estimator: it takes no --set estimator.KEY.")
         config = study(target=target, horizon=horizon, params=params, data=data, seed=seed, options=options)
@@ -99,7 +99,7 @@ def compare(
 
     _check_out(out)
     try:
-        options, more = parse_set(set_ or [])
+        options, more = parse_set(set_ or [], target)
         made = parse_estimators(estimators, window, std, {"pairs": pairs, **more}, horizon)
         how = comparison(samples=samples, tolerance=tolerance, unit=unit, reference=reference)
         config = study(target=target, horizon=horizon, params=params, data=data, seed=seed, options=options)

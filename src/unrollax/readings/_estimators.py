@@ -24,11 +24,11 @@ def read_comparison(found: Any) -> list[Section]:
         f"reference: {reference}. A bias that can't be told from noise is given as what it is below, and "
         "the figures and the cost take it for none.",
         f"Cost: {found.unit} until the mean of so many horizons has a relative error of {found.tolerance:g}. Steps, time and "
-        "memory are of one horizon.",
+        "memory are of one horizon. An error of 0 is drawn where it is known to be below.",
         " ".join(notes),
     )
     rows = [_row(row, found.unit) for row in found.rows]
-    points = {row.name: (found.cost(row), math.hypot(_bias(row), row.std)) for row in found.rows}
+    points = {row.name: (found.cost(row), _drawn(row, math.hypot(_bias(row), row.std))) for row in found.rows}
     figures: list[Figure] = [
         Scatter("Error against cost of one horizon", f"{found.unit} for one horizon", "relative error", points),
         _curves(found),
@@ -38,6 +38,11 @@ def read_comparison(found: Any) -> list[Section]:
 
 def _bias(row: Any) -> float:
     return float(row.bias) if row.resolved else 0.0
+
+
+def _drawn(row: Any, error: float) -> float:
+    """Return an error for a logarithmic axis: none at all is drawn where it is known to be below."""
+    return error if error > 0 else float(row.limit)
 
 
 def _row(row: Any, unit: str) -> tuple[str, ...]:
@@ -51,9 +56,11 @@ def _row(row: Any, unit: str) -> tuple[str, ...]:
 
 def _curves(found: Any) -> Plot:
     """Return error against cost, of those on the frontier first, then of the cheapest."""
-    curves = found.curves()
+    curves, rows = found.curves(), {row.name: row for row in found.rows}
     cheapest = [row.name for row in sorted(found.rows, key=lambda row: row.cost_to)]
     names = list(dict.fromkeys([*found.frontier(), *cheapest]))[:LINES]
-    lines = {name: [y if math.isfinite(y) else math.nan for y in curves["error"][name]] for name in names}
+    lines = {
+        name: [_drawn(rows[name], y) if math.isfinite(y) else math.nan for y in curves["error"][name]] for name in names
+    }
     title = "Error of the mean of many horizons"
     return Plot(title, f"{found.unit} in all", curves["compute"], lines, "relative error", "xy")
