@@ -22,7 +22,7 @@ def read_comparison(found: Any) -> list[Section]:
         f"Recommended: {found.recommended}. {found.reason}",
         f"Bias and standard deviation are those of the gradient of one horizon, in units of the reference's norm. The "
         f"reference: {reference}. A bias that can't be told from noise is given as what it is below, and "
-        "the figures and the cost take it for none.",
+        "the cost takes it for none, but of an estimator that may be biased only where that is below the tolerance.",
         f"Cost: {found.unit} until the mean of so many horizons has a relative error of {found.tolerance:g}. Steps, time and "
         "memory are of one horizon. An error of 0 is drawn where it is known to be below.",
         " ".join(notes),
