@@ -366,3 +366,38 @@ def test_at_64_units_and_100_steps_cells_lose_what_is_known_of_them(cell, start,
         flow = ux.state_flow(net, params, ux.sequence(inputs, jnp.ones((100, 1))), key=key, at=[99])
         rates.append(flow.state_decay.rate)
     assert abs(np.mean(rates) + rate) < within
+
+
+@jax.custom_vjp
+def by_hand(w, h):
+    return jnp.tanh(h @ w)
+
+
+def by_hand_backward(kept, cotangent):
+    w, h = kept
+    inner = cotangent * (1 - jnp.tanh(h @ w) ** 2)
+    return jnp.outer(h, inner), inner @ w.T
+
+
+by_hand.defvjp(lambda w, h: (by_hand(w, h), (w, h)), by_hand_backward)
+
+STEPS = {
+    "custom_jvp of a weight": lambda w, s, x: jnp.tanh(s @ jax.nn.relu(w) + x),
+    "custom_vjp": lambda w, s, x: by_hand(w, s) + x,
+    "scan": lambda w, s, x: jax.lax.scan(lambda c, _: (jnp.tanh(c @ w + x), None), s, None, length=3)[0],
+    "cond": lambda w, s, x: jax.lax.cond(x.sum() > 0, lambda: jnp.tanh(s @ w), lambda: s @ w.T),
+    "remat": lambda w, s, x: jax.checkpoint(lambda w, s: jnp.tanh(s @ w) + x)(w, s),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_whatever_a_weight_goes_through_the_table_is_the_double_loop(name):
+    def step(params, state, x, key):
+        state = STEPS[name](params, state, x)
+        return state, (state**2).sum()
+
+    system = ux.system(init=lambda key, params: jnp.ones(3), step=step)
+    params, data = 0.5 * jax.random.normal(KEY, (3, 3)), jax.random.normal(KEY, (3, 3))
+    flow = ux.gradient_flow(system, params, data, key=KEY, windows=())
+    for (t, s), grad in parts(system, params, data, KEY, 3)[0].items():
+        np.testing.assert_allclose(flow.table[t, s], size(grad), rtol=1e-12)
