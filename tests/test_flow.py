@@ -200,6 +200,65 @@ def test_what_a_window_loses_is_the_bias_of_tbptt():
     assert flow.window_for(0.0) is None
 
 
+def test_a_window_is_good_if_all_longer_ones_are():
+    system, params = leak(0.5)
+    flow = ux.gradient_flow(system, params, jnp.ones(12), key=KEY)
+    flow = flow._replace(windows=np.array([1, 2, 3, 4, 6]), lost=np.array([0.5, 0.01, 0.2, 0.05, 0.01]))
+    assert [flow.window_for(error) for error in (0.6, 0.1, 0.02, 0.001)] == [1, 4, 6, None]
+
+
+def test_a_horizon_of_few_divisors_gets_powers_of_two():
+    system, params = leak(0.5)
+    flow = ux.gradient_flow(system, params, jnp.ones(97), key=KEY)
+    assert flow.windows.tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert flow.window_for(0.1) is not None
+
+
+def test_the_gradient_and_what_is_lost_are_of_all_losses_whichever_are_looked_at():
+    system, params, data = lstm(1, steps=6)
+    some, every = (ux.gradient_flow(system, params, data, key=KEY, at=at) for at in ([2, 5], None))
+    np.testing.assert_allclose(some.lost, every.lost, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), some.grad, every.grad)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e15, 1e25])
+def test_tiny_and_huge_losses_change_nothing_but_the_scale(scale):
+    """In float32, where the squares of these numbers are none."""
+
+    def scaled(c):
+        def step(params, state, x, key):
+            state = jnp.tanh(params["w"] @ state + params["b"] + x)
+            return state, c * ((state - 1) ** 2).sum()
+
+        return ux.system(init=lambda key, params: jnp.zeros(2, jnp.float32), step=step)
+
+    params = {"w": jnp.float32(0.8) * jnp.eye(2, dtype=jnp.float32), "b": jnp.zeros(2, jnp.float32)}
+    x = jax.random.normal(KEY, (20, 2), jnp.float32)
+    one, other = (ux.gradient_flow(scaled(np.float32(c)), params, x, key=KEY) for c in (1.0, scale))
+    np.testing.assert_allclose(other.table, scale * one.table, rtol=1e-4)
+    np.testing.assert_allclose(other.state_decay.rate, one.state_decay.rate, rtol=1e-3)
+    assert other.state_decay.overflow is None
+
+
+def test_a_state_that_is_cut_off_does_not_underflow():
+    """It is reset every fourth step: the gradient is 0 there by the system's own doing."""
+
+    def step(params, state, x, key):
+        state = jnp.where(x % 4 == 0, 1.0, params * state)
+        return state, state
+
+    system = ux.system(init=lambda key, params: jnp.ones(()), step=step)
+    flow = ux.gradient_flow(system, jnp.float64(0.5), jnp.arange(16.0), key=KEY)
+    assert (flow.state[15, :13] == 0).all()
+    assert flow.state_decay.underflow is None
+
+
+def test_losses_that_are_no_numbers_are_said():
+    system = ux.system(init=lambda key, params: (), step=lambda p, s, x, key: (s, p * jnp.where(x > 2, jnp.nan, x)))
+    flow = ux.gradient_flow(system, jnp.float64(1.0), jnp.arange(6.0), key=KEY)
+    assert "3 of 6 losses are NaN or infinite, the first at step 3" in str(flow)
+
+
 def leak(rate, dtype=jnp.float64):
     def step(params, state, x, key):
         state = (params * state + x).astype(dtype)
@@ -216,6 +275,7 @@ def test_a_linear_systems_decay_is_its_logarithm(rate):
     assert flow.state_decay.error < 1e-13
     half = np.log(2) / abs(np.log(rate)) if rate != 1 else np.inf
     np.testing.assert_allclose(flow.state_decay.half_life, half, rtol=1e-9)
+    assert ("neither shrinks nor grows" in str(flow)) == (rate == 1.0)
     np.testing.assert_allclose(np.log(flow.state_decay.norms), np.arange(1, 61) * np.log(rate), atol=1e-11)
 
 
@@ -325,7 +385,9 @@ def test_it_prints_and_turns_to_plain_numbers():
 
     system, params, data = lstm(1, steps=8)
     flow = ux.gradient_flow(system, params, data, key=KEY)
-    assert str(flow).startswith("Gradient flow of 8 losses over 8 steps\n  gradient by step    shrinks by")
+    assert str(flow).startswith(
+        "Gradient flow of 8 losses over 8 steps\n  gradient by step    changes by -0.4 +- 0.2 nats"
+    )
     plain = json.loads(json.dumps(flow.to_dict()))
     assert plain["table"] == flow.table.tolist()
     assert plain["leaves"]["['cell']['wh']"] == flow.leaves["['cell']['wh']"].tolist()

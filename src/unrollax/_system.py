@@ -164,19 +164,19 @@ def unroll_keys(
     whole: bool = False,
 ) -> tuple[State, jax.Array]:
     """Run one step for each of the keys `[steps]`; if `whole`, by the system's own `unroll` where it has one."""
-    leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
-    moving = [None if _is_repeat(leaf) else leaf for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(data, is_leaf=is_repeat)
+    moving = [None if is_repeat(leaf) else leaf for leaf in leaves]
 
     def body(params: Params, carry: State, now: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
         row, step_key = now
-        seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
+        seen = [leaf.x if is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
         return checked_step(owner, system, params, carry, jax.tree.unflatten(treedef, seen), step_key)
 
     def at_once(params: Params, carry: State, rows: tuple[list[Any], Key]) -> tuple[State, jax.Array]:
         assert own is not None
         return checked_window(owner, own, params, carry, jax.tree.unflatten(treedef, rows[0]), rows[1])
 
-    own = whole_form(system) if whole and not any(map(_is_repeat, leaves)) else None
+    own = whole_form(system) if whole and not any(map(is_repeat, leaves)) else None
     if own is not None and memory != "full" and not getattr(system, "causal", True):
         raise InvalidArgument(
             f'{owner}: memory must be "full" for a system that reads ahead, got memory={memory!r}. A window can\'t be cut '
@@ -214,16 +214,16 @@ def rows_of(owner: str, data: Data, steps: int) -> Any:
     steps_of(owner, data, steps)
 
     def spread(leaf: Any) -> Any:
-        if not _is_repeat(leaf):
+        if not is_repeat(leaf):
             return jnp.asarray(leaf)
         return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (steps, *jnp.shape(x))), leaf.x)
 
-    return jax.tree.map(spread, data, is_leaf=_is_repeat)
+    return jax.tree.map(spread, data, is_leaf=is_repeat)
 
 
 def cut(data: Data, begin: int, end: int) -> Data:
     """Return some steps of data."""
-    return jax.tree.map(lambda leaf: leaf if _is_repeat(leaf) else leaf[begin:end], data, is_leaf=_is_repeat)
+    return jax.tree.map(lambda leaf: leaf if is_repeat(leaf) else leaf[begin:end], data, is_leaf=is_repeat)
 
 
 def _kind(returned: Any) -> str:
@@ -233,13 +233,14 @@ def _kind(returned: Any) -> str:
     return describe(returned) if jax.tree_util.all_leaves([returned]) else type(returned).__name__
 
 
-def _is_repeat(leaf: Any) -> bool:
+def is_repeat(leaf: Any) -> bool:
+    """Whether every step sees a leaf of the data whole."""
     return isinstance(leaf, Repeat)
 
 
 def steps_of(owner: str, data: Data, steps: int | None) -> int:
     """Return the number of steps that data have; raise unless all their leaves have as many, and as `steps` says."""
-    named = [(name, leaf) for name, leaf in leaves_with_names(data, is_leaf=_is_repeat) if not _is_repeat(leaf)]
+    named = [(name, leaf) for name, leaf in leaves_with_names(data, is_leaf=is_repeat) if not is_repeat(leaf)]
     if steps is None:
         lengths = [jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)]
         if not lengths:

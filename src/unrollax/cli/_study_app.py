@@ -66,7 +66,8 @@ def diagnose(
         fail(str(error))
     from unrollax.cli._diagnose import diagnose_target
 
-    raise typer.Exit(diagnose_target(config, verify, Output(_repeat(context), out, as_json, quiet)))
+    output = Output(_repeat(context), out, as_json, quiet)
+    raise typer.Exit(diagnose_target(config, verify, output, _repeat(context, "train", ("seed", "set_"))))
 
 
 def compare(
@@ -110,14 +111,16 @@ def compare(
     raise typer.Exit(compare_target(config, made, how, Output(_repeat(context), out, as_json, quiet)))
 
 
-def _repeat(context: typer.Context) -> str:
-    """Return the command line, without what only says where the result goes."""
+def _repeat(context: typer.Context, command: str | None = None, kept: tuple[str, ...] | None = None) -> str:
+    """Return the command line, without what only says where the result goes; or another command with some of its options."""
     import shlex
 
-    words = ["unrollax", str(context.info_name), context.params["target"]]
+    words = ["unrollax", command or str(context.info_name), context.params["target"]]
     for option in context.command.params:
         given = context.params[str(option.name)]
         if option.name in ("target", "out", "as_json", "quiet") or given in (None, (), []) or given == option.default:
+            continue
+        if kept is not None and option.name not in kept:
             continue
         for each in given if isinstance(given, (list, tuple)) else [given]:
             words += [option.opts[0]] if each is True else [option.opts[0], str(each)]

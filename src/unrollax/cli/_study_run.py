@@ -23,6 +23,7 @@ from unrollax.cli._progress import StatusLine
 from unrollax.cli._study import Output, StudyConfig
 from unrollax.cli._subject import Subject, find_subject
 
+REPORT = "report.html"
 Measure: TypeAlias = Callable[[Callable[[str], None]], Any]  # told whom to tell of its progress
 
 
@@ -41,15 +42,16 @@ def run_study(study: Study, config: StudyConfig, output: Output) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             subject = find_subject(config)
             measure = study.prepare(subject)
+            kept = output.out is not None and output.out.exists()
             folder = _folder(study, config, output.out)
-            found, text = _measured(study, config, subject, measure, folder, output)
+            found, text = _measured(study, config, subject, measure, folder, output, kept=kept)
     except KeyboardInterrupt:
         return say(Failure("interrupted", INTERRUPTED))
     except UsageError as error:
         return say(Failure(str(error), USAGE))
     except Exception as error:
         return say(explain(config.target, error))
-    typer.echo(text if output.as_json else f"{found}\n\nreport  {folder / 'report.html'}")
+    typer.echo(text if output.as_json else f"{found}\n\nreport  {folder / REPORT}")
     return 0
 
 
@@ -58,16 +60,19 @@ def _folder(study: Study, config: StudyConfig, out: Path | None) -> Path:
 
 
 def _measured(
-    study: Study, config: StudyConfig, subject: Subject, measure: Measure, folder: Path, output: Output
+    study: Study, config: StudyConfig, subject: Subject, measure: Measure, folder: Path, output: Output, *, kept: bool
 ) -> tuple[Any, str]:
-    """Return the result and it as JSON, both written; a folder without a result is removed."""
+    """Return the result and it as JSON, both written; where there is none, remove what was made, the folder unless `kept`."""
     try:
         with StatusLine(output.quiet, "compiling ...") as line:
             found = measure(line.update)
             line.update("writing the report ...")
             return found, _write(study, config, subject, found, folder, output)
     except BaseException:
-        shutil.rmtree(folder)
+        if not kept:
+            shutil.rmtree(folder)
+        for name in (study.file, REPORT) if kept else ():
+            (folder / name).unlink(missing_ok=True)
         raise
 
 
@@ -89,7 +94,7 @@ def _write(study: Study, config: StudyConfig, subject: Subject, found: Any, fold
         {},
         output.repeat,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / REPORT).write_text(page, encoding="utf-8")
     return text
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from unrollax._errors import InvalidArgument
 from unrollax._experiment import Episodes, Experiment
-from unrollax._system import Repeat, cut
+from unrollax._system import Repeat, cut, is_repeat
 from unrollax._tree import describe, is_numeric
 from unrollax._types import Data, GradientEstimator, Params, System
 from unrollax.cli._config import is_file_target
@@ -23,13 +23,17 @@ from unrollax.cli._study import StudyConfig
 
 
 class Subject(NamedTuple):
-    """A system, parameters, and the data of the `horizon` steps from its reset; the estimator that the target has for it."""
+    """A system, parameters, and the data of the `horizon` steps from its reset; the estimator that the target has for it.
+
+    Where the target is an experiment, which is what `unrollax train` takes, that is there too.
+    """
 
     system: System
     params: Params
     data: Data
     horizon: int
     estimator: GradientEstimator | None
+    experiment: Experiment | None = None
 
 
 def find_subject(config: StudyConfig) -> Subject:
@@ -59,7 +63,7 @@ def _of_experiment(config: StudyConfig, experiment: Experiment) -> Subject:
         if name is not None:
             raise InvalidArgument(f"{option} is for a system alone: the experiment {config.target} has its own.")
     window, horizon = _window(config, experiment.data, experiment.estimator)
-    return Subject(experiment.system, experiment.params, window, horizon, experiment.estimator)
+    return Subject(experiment.system, experiment.params, window, horizon, experiment.estimator, experiment)
 
 
 def _params_of(config: StudyConfig, module: ModuleType, system: Any) -> Params:
@@ -142,7 +146,7 @@ def _is_number(item: Any) -> bool:
 
 def _length(data: Data) -> int | None:
     """Return the steps of leaves `[steps, ...]`, or `None` where every step sees the same."""
-    leaves = [leaf for leaf in jax.tree.leaves(data, is_leaf=_is_repeat) if not _is_repeat(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(data, is_leaf=is_repeat) if not is_repeat(leaf)]
     for leaf in leaves:
         if not is_numeric(leaf) or jnp.ndim(leaf) == 0:
             raise InvalidArgument(
@@ -150,10 +154,6 @@ def _length(data: Data) -> int | None:
                 "for what every step sees."
             )
     return int(jnp.shape(leaves[0])[0]) if leaves else None
-
-
-def _is_repeat(leaf: Any) -> bool:
-    return isinstance(leaf, Repeat)
 
 
 def _join(windows: Iterable[Data], horizon: int | None) -> tuple[Data, int]:
@@ -175,6 +175,6 @@ def _join(windows: Iterable[Data], horizon: int | None) -> tuple[Data, int]:
 
 def _concatenate(windows: list[Data]) -> Data:
     def join(first: Any, *others: Any) -> Any:
-        return first if _is_repeat(first) else jnp.concatenate([jnp.asarray(each) for each in (first, *others)])
+        return first if is_repeat(first) else jnp.concatenate([jnp.asarray(each) for each in (first, *others)])
 
-    return jax.tree.map(join, *windows, is_leaf=_is_repeat)
+    return jax.tree.map(join, *windows, is_leaf=is_repeat)

@@ -15,8 +15,8 @@ from unrollax._tree import ravel
 from unrollax._types import Data, Key, Params
 from unrollax.diagnosis._candidates import check_options, horizon_of, one_horizon, scale_of, system_of
 from unrollax.diagnosis._comparison import Comparison
-from unrollax.diagnosis._costs import BY_TIME, Steps, seconds_forward, steps_of
-from unrollax.diagnosis._gradients import Problem
+from unrollax.diagnosis._costs import BY_OTHERS, BY_TIME, UNKNOWN, Steps, seconds_forward, steps_of
+from unrollax.diagnosis._gradients import UNDERIVED, Problem, lacking
 from unrollax.diagnosis._horizons import Sampled, piece_of, sample_all
 from unrollax.diagnosis._reference import Search, Target, find_reference
 from unrollax.diagnosis._sweep import named
@@ -59,8 +59,9 @@ def compare(
     The reference is the exact gradient, by backpropagation in float64 where the system takes that, averaged over keys where
     the system draws. It is used if it is finite and predicts what the loss does at the distance of an update, `scale`: if the
     loss rises along it by half to twice what it says, and it explains at least half of the squared rises in random
-    directions. On a chaotic system or a loss with jumps it doesn't, and the reference is the gradient of the loss under noise
-    of std `scale`, by many antithetic pairs. Which it is, and why, is said.
+    directions. On a chaotic system or a loss with jumps it doesn't, and a step with a callback or a loop of unknown length
+    has none: there the reference is the gradient of the loss under noise of std `scale`, by many antithetic pairs. Which it
+    is, and why, is said.
 
     Args:
         estimators: by name, or a list to be named by class, window and std. The exact gradient is that of the first one's
@@ -75,12 +76,13 @@ def compare(
         scale: the distance of an update, in units of params; by default the median std of the estimators that have one,
             else 0.01 of the parameters' root mean square (0.01 if that is 0).
         tolerance: the relative root-mean-square error that is asked for.
-        unit: what costs are in: `"seconds"`, or `"steps"` of the system, which do not depend on the machine.
+        unit: what costs are in: `"seconds"`, or `"steps"` of the system, which do not depend on the machine. Where they are
+            known of some estimators only, the others' are their seconds over the median that a step takes those.
         observe: called with a line of text now and then.
 
     Raises:
-        InvalidArgument: no estimators, one that is none or doesn't fit the horizon, an option that can't be used, or a
-            reference that is not finite.
+        InvalidArgument: no estimators, one that is none or doesn't fit the horizon or takes a derivative that the step
+            hasn't, an option that can't be used, or a reference that is not finite.
         StructureError: params, data or the reference don't fit, as data that are too short.
 
     Example:
@@ -108,11 +110,11 @@ def compare(
     problem = Problem(system_of(candidates, reference), params, data, horizon)
     say = _silence if observe is None else observe
     target = find_reference(problem, reference, Search(refer, scale, tolerance, samples, say))
-    sampled = sample_all(candidates, problem, samples, sample, say)
+    sampled = _sampled(candidates, problem, samples, sample, say)
+    steps = _steps(candidates, problem, sampled, clock)
     rows = []
     for name, estimator in candidates.items():
-        steps = _steps(estimator, problem, sampled[name], clock)
-        row = _row(name, sampled[name], target, steps, problem)._replace(unbiased=_unbiased(estimator))
+        row = _row(name, sampled[name], target, steps[name], problem)._replace(unbiased=_unbiased(estimator))
         rows.append(row._replace(cost_to=cost_to(row, row.steps if unit == "steps" else row.seconds, tolerance)))
     recommended, reason = recommend(rows, unit, tolerance)
     if target.reference.error > tolerance:
@@ -133,13 +135,49 @@ def _plain(params: Params) -> Params:
     return params
 
 
-def _steps(estimator: Any, problem: Problem, sampled: Sampled, key: Key) -> Steps:
-    found = steps_of(estimator, problem.params, piece_of(problem.data, 0, sampled.plan.window), key)
-    if found is not None:
-        return found
-    if problem.system is None:
-        return Steps(math.nan, "steps unknown: it has no field system")
-    return Steps(sampled.seconds / seconds_forward(*problem, key), BY_TIME)
+def _sampled(
+    candidates: Mapping[str, Any], problem: Problem, samples: int, key: Key, observe: Callable[[str], None]
+) -> dict[str, Sampled]:
+    """Take samples; where that fails for want of a derivative, say so."""
+    try:
+        return sample_all(dict(candidates), problem, samples, key, observe)
+    except UNDERIVED as error:
+        for mode, name in (("vjp", "reverse"), ("jvp", "forward")):
+            needing = [each for each, made in candidates.items() if _needs(made) == mode]
+            why = lacking(problem, mode) if needing and problem.system is not None else None
+            if why is not None:
+                raise InvalidArgument(
+                    f"{OWNER}: the step must have a derivative in {name} mode for {' and '.join(needing)}, got none ({why}). "
+                    "Leave them out: es, pes and nres only run the step."
+                ) from error
+        raise
+
+
+def _needs(estimator: Any) -> str | None:
+    return getattr(getattr(estimator, "traits", None), "needs", None)
+
+
+def _steps(
+    candidates: Mapping[str, Any], problem: Problem, sampled: Mapping[str, Sampled], key: Key
+) -> dict[str, Steps]:
+    """Return what a step of the horizon costs each, by formula or counting where that can be, else by the clock.
+
+    The clock's are made comparable with the others': a step takes the median of the seconds that it takes those, or what it
+    takes without an estimator if there are none.
+    """
+    found = {
+        name: steps_of(estimator, problem.params, piece_of(problem.data, 0, sampled[name].plan.window), key)
+        for name, estimator in candidates.items()
+    }
+    known = [
+        sampled[name].seconds / steps.each for name, steps in found.items() if steps is not None and steps.each > 0
+    ]
+    second, note = math.nan, UNKNOWN
+    if None in found.values() and known:
+        second, note = float(np.median(known)), BY_OTHERS
+    elif None in found.values() and problem.system is not None:
+        second, note = seconds_forward(*problem, key), BY_TIME
+    return {name: steps or Steps(sampled[name].seconds / second, note) for name, steps in found.items()}
 
 
 def _unbiased(estimator: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from unrollax.diagnosis._reference import Reference
 from unrollax.diagnosis._text import aligned, plain
-from unrollax.diagnosis._verdict import Row, amount, error_at
+from unrollax.diagnosis._verdict import Row, amount, cost_of, error_at
 
 POINTS = 25  # of the curves of error against cost
 DECADES = 3  # by which the curves go on after the dearest estimator's first sample
@@ -43,8 +43,8 @@ class Comparison(NamedTuple):
     samples: int
 
     def cost(self, row: Row) -> float:
-        """Return the cost of one horizon."""
-        return row.steps if self.unit == "steps" else row.seconds
+        """Return the cost of one horizon, NaN where it is unknown."""
+        return cost_of(row, self.unit)
 
     def error_at(self, compute: float) -> dict[str, float]:
         """Return each estimator's relative root-mean-square error when `compute` goes into its samples' mean.
@@ -108,7 +108,8 @@ def _cells(row: Row, unit: str) -> tuple[str, ...]:
     bias = f"{row.bias:.2g} +-{row.bias_error:.1g}" if row.resolved else f"< {row.limit:.2g}"
     if row.resolved and row.bias_error < SURE * row.bias:
         bias = f"{row.bias:.3g}"
-    needed = "never" if math.isinf(row.cost_to) else amount(row.cost_to, unit).split()[0]
+    never = "unknown" if math.isnan(cost_of(row, unit)) else "never"
+    needed = never if math.isinf(row.cost_to) else amount(row.cost_to, unit).split()[0]
     return (
         row.name[:NAME],
         bias,

@@ -23,6 +23,10 @@ from unrollax._value import value
 OWNER = "compare"
 WEIGHTS = {"forward": 1.0, "jvp": 1.0, "vjp": 2.0}  # in steps forward
 BY_TIME = "steps by the clock, as they can't be counted beforehand"
+BY_OTHERS = (
+    "steps by the clock, as they can't be counted beforehand: its seconds over those that a step takes the others"
+)
+UNKNOWN = "steps unknown: it has no field system"
 REPEATS = 5  # timed runs of a horizon without an estimator
 
 

@@ -23,8 +23,8 @@ class Decay(NamedTuple):
         norms: `[k]`, the geometric mean of the norms at each lag, of those that are neither 0 nor NaN.
         fitted: the first and the last lag of the fit.
         intercept: of the fitted line: log norm = intercept + rate lag.
-        underflow: the first lag at which a norm is below the smallest normal number of the params' dtype, or 0 where it
-            was not before: backpropagation loses it there. `None`: none is.
+        underflow: the first lag at which a norm is below the smallest normal number of the losses' dtype, and not 0 by the
+            system's own doing: backpropagation loses it there. `None`: none is.
         overflow: the first lag at which a norm is above the dtype's largest number, or none at all.
     """
 
@@ -41,6 +41,10 @@ class Decay(NamedTuple):
     def __str__(self) -> str:
         if math.isnan(self.rate):
             return "too few steps with a gradient to fit a rate"
+        if abs(self.rate) < 1e-9:
+            return "neither shrinks nor grows"
+        if abs(self.rate) <= 2 * self.error:
+            return f"changes by {self.rate:.1g} +- {self.error:.1g} nats a step, which can't be told from 0"
         way, factor = ("shrinks", "half") if self.rate < 0 else ("grows", "double")
         text = f"{way} by {abs(self.rate):.3g} +- {self.error:.1g} nats a step"
         return text + ("" if math.isinf(self.half_life) else f": {factor} in {self.half_life:.3g} steps")
@@ -75,7 +79,7 @@ def decay_of(logs: np.ndarray, at: np.ndarray, dtype: Any) -> Decay:
         norms=np.exp(means),
         fitted=(first, int(lags.max(initial=first))),
         intercept=intercept,
-        underflow=_least(distance[begun & (logs < math.log(float(info.tiny)))]),
+        underflow=_least(distance[begun & np.isfinite(logs) & (logs < math.log(float(info.tiny)))]),
         overflow=_least(distance[begun & ~(logs <= math.log(float(info.max)))]),
     )
 

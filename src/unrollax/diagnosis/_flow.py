@@ -59,7 +59,8 @@ def gradient_flow(
         key: split into that of `init` and that of the steps, as `start, run = jax.random.split(key)`.
         horizon: T, where no data leaf has a time axis.
         at: the losses, by their steps t; all up to 512 steps, else 128 spread evenly, the last among them.
-        windows: lengths whose truncation error is measured; divisors of T unless told otherwise. `()` for none.
+        windows: lengths whose truncation error is measured; unless told otherwise divisors of T, and powers of two where it
+            has few. `()` for none.
         observe: called with a line of progress after each backward pass.
 
     Raises:
@@ -79,7 +80,7 @@ def gradient_flow(
     system, params, path = _path("gradient_flow", system, params, data, key, horizon)
     chosen, lengths = _losses("gradient_flow", path, at), _windows(path, windows)
     parts = [norms_back(system, params, path, some) for some in _chunks(chosen, "gradient_flow", observe)]
-    cuts = cut_back(system, params, path, _int32(chosen), _int32([len(path.losses), *lengths]))
+    cuts = cut_back(system, params, path, *_cuts(len(path.losses), lengths, chosen))
     (norms, starts), cuts = jax.device_get((tuple(zip(*parts, strict=True)), cuts))
     by_leaf = _Scaled.of([part.leaves for part in norms], [part.powers for part in norms], len(chosen))
     started = _Scaled.of([part.leaves[None] for part in starts], [part.powers[None] for part in starts], len(chosen))
@@ -94,7 +95,7 @@ def gradient_flow(
         start=started.norms()[:, 0],
         grad=jax.tree.unflatten(jax.tree.structure(params), [leaf[0] for leaf in cuts.grads]),
         windows=np.asarray(lengths, int),
-        lost=_lost([np.asarray(leaf, np.float64) for leaf in cuts.grads]),
+        lost=_lost([np.asarray(leaf, np.float64)[: 1 + len(lengths)] for leaf in cuts.grads]),
         decay=decay_of(by_leaf.logs(), chosen, path.losses.dtype),
         state_decay=decay_of(states.logs(), chosen, path.losses.dtype),
     )
@@ -160,14 +161,23 @@ def _losses(owner: str, path: Path, at: Sequence[int] | None) -> np.ndarray:
 
 
 def _windows(path: Path, windows: Sequence[int] | None) -> Sequence[int]:
-    """Return lengths of windows below T, ascending: divisors, thinned evenly in their logarithm."""
+    """Return lengths of windows below T, ascending, at most 12."""
     steps = len(path.losses)
     if windows is not None:
         check_counts("gradient_flow", **{f"windows[{i}]": window for i, window in enumerate(windows)})
         return sorted({int(window) for window in windows})
-    divisors = [size for size in range(1, steps) if steps % size == 0]
-    places = np.linspace(0, len(divisors) - 1, min(LENGTHS, len(divisors))).round().astype(int)
-    return [divisors[i] for i in places]
+    lengths = [size for size in range(1, steps) if steps % size == 0]
+    if not lengths or 4 * lengths[-1] < steps or len(lengths) < LENGTHS / 3:  # a prime, or nearly one
+        lengths = sorted({*lengths, *(2**i for i in range((steps - 1).bit_length()))})
+    places = np.linspace(0, len(lengths) - 1, min(LENGTHS, len(lengths))).round().astype(int)
+    return [lengths[i] for i in places]
+
+
+def _cuts(steps: int, lengths: Sequence[int], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and windows: of the mean loss, whole and in each length, and last of the chosen losses, whole."""
+    weights = np.full((2 + len(lengths), steps), 1 / steps)
+    weights[-1] = np.isin(np.arange(steps), chosen) / len(chosen)
+    return weights, _int32([steps, *lengths, steps])
 
 
 def _chunks(at: np.ndarray, owner: str, observe: Callable[[str], None] | None) -> Any:

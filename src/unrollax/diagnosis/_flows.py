@@ -22,9 +22,9 @@ class Flow(NamedTuple):
         leaves: the same for each leaf of params by its path.
         state: `[n, T]`, || d loss_t / d state_s ||, with state_s before step s.
         start: `[n]`, || d loss_t / d params through init ||.
-        grad: the gradient of the mean of these losses, like params.
-        windows: `[m]`, lengths of windows.
-        lost: `[m]`, || g_K - g || / || g || with g the gradient and g_K that which `TBPTT(window=K)` averages to.
+        grad: the gradient of the mean of all T step losses, like params.
+        windows: `[m]`, lengths of windows, ascending.
+        lost: `[m]`, || g_K - g || / || g || with g that gradient and g_K that which `TBPTT(window=K)` averages to.
         decay: how `table` falls or grows with the distance t - s.
         state_decay: how `state` does.
     """
@@ -48,19 +48,25 @@ class Flow(NamedTuple):
             f"  gradient by step    {self.decay}",
             f"  through the state   {self.state_decay}",
         ]
-        lines += [f"  {text}" for text in _limits(self.state_decay)]
+        if self.start.any():
+            lines.append(
+                f"  through init        at most {self.start.max():.3g}, by step at most {np.nanmax(self.table):.3g}"
+            )
+        lines += [f"  {text}" for text in (*_broken(self.at, self.losses), *_limits(self.state_decay))]
         if len(self.windows):
             lines.append("  truncated windows   " + "".join(f"{window:>9}" for window in self.windows))
             lines.append("  relative error      " + "".join(f"{lost:>9.2g}" for lost in self.lost))
         return "\n".join(lines)
 
     def window_for(self, error: float) -> int | None:
-        """Return the shortest window whose truncation changes the gradient by at most `error`, relative to its norm.
+        """Return the shortest window from which on truncation changes the gradient by at most `error` of its norm.
 
-        `None` if none of those that were measured does.
+        All longer ones that were measured change it by no more either: as parts cancel, a single one may do so by luck.
+        `None` if there is none.
         """
-        good = self.windows[self.lost <= error]
-        return int(good.min()) if good.size else None
+        bad = np.flatnonzero(~(self.lost <= error))
+        good = self.windows[bad.max(initial=-1) + 1 :]
+        return int(good[0]) if good.size else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists; the gradient as its norm."""
@@ -89,12 +95,19 @@ class StateFlow(NamedTuple):
 
     def __str__(self) -> str:
         title = f"Gradient of {len(self.at)} losses by the states of {self.state.shape[1]} steps"
-        return "\n".join([title, f"  {self.state_decay}", *(f"  {text}" for text in _limits(self.state_decay))])
+        more = (*_broken(self.at, self.losses), *_limits(self.state_decay))
+        return "\n".join([title, f"  {self.state_decay}", *(f"  {text}" for text in more)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""
         arrays = {name: getattr(self, name).tolist() for name in ("at", "losses", "state")}
         return arrays | {"state_decay": self.state_decay.to_dict()}
+
+
+def _broken(at: np.ndarray, losses: np.ndarray) -> list[str]:
+    """Say which losses are no numbers."""
+    bad = at[~np.isfinite(losses)]
+    return [f"{len(bad)} of {len(at)} losses are NaN or infinite, the first at step {bad[0]}"] if bad.size else []
 
 
 def _limits(decay: Decay) -> list[str]:

@@ -19,6 +19,7 @@ OWNER = "compare"
 LANES = 16  # independent averages, from whose spread the standard error comes
 PAIRS = 16  # antithetic pairs of a lane and call, fewer where there are many parameters
 AT_ONCE = 2**20  # numbers of noise in a lane and call
+UNDERIVED = (TypeError, ValueError, NotImplementedError)  # what JAX raises where there is no derivative
 LONG = 1024  # steps from which the backward pass keeps only some states
 
 
@@ -29,6 +30,24 @@ class Problem(NamedTuple):
     params: Params
     data: Data
     steps: int
+
+
+class Average(NamedTuple):
+    """A mean `[d]`, rows whose outer products sum to its covariance, and how many gradients went in."""
+
+    mean: np.ndarray
+    roots: np.ndarray
+    number: int
+
+    @property
+    def error(self) -> float:
+        return float(np.sqrt(np.square(self.roots).sum()))
+
+    @property
+    def norm(self) -> float:
+        """The norm, without what the error adds to it."""
+        square = float(np.square(self.mean).sum())
+        return float(np.sqrt(square - self.error**2 if square > self.error**2 else square))
 
 
 def exact_for(problem: Problem, keys: Key) -> np.ndarray:
@@ -54,6 +73,26 @@ def pairs_each(problem: Problem) -> int:
     return int(np.clip(AT_ONCE // ravel(problem.params)[0].size, 1, PAIRS))
 
 
+def lacking(problem: Problem, mode: str = "vjp") -> str | None:
+    """Return why the loss has no derivative, in JAX's words; `None` if it has one.
+
+    Args:
+        problem: what is differentiated.
+        mode: `vjp`, in reverse, or `jvp`, forward.
+    """
+    loss, key = _loss_of(problem.system, problem.data, problem.steps), jax.random.key(0)
+
+    def forward(params: Params, key: Key) -> Any:
+        return jax.jvp(lambda params: loss(params, key), (params,), (params,))[1]
+
+    try:
+        jax.eval_shape(jax.grad(loss) if mode == "vjp" else forward, problem.params, key)
+    except UNDERIVED as error:
+        jax.eval_shape(loss, problem.params, key)  # an error of the loss itself is told as it is
+        return str(error).split(". ")[0].split("\n")[0].rstrip(".")
+    return None
+
+
 @contextlib.contextmanager
 def widest(problem: Problem) -> Iterator[tuple[Problem, str]]:
     """Give the problem in float64 if its system takes that, else as it is, and the dtype's name."""
@@ -61,10 +100,13 @@ def widest(problem: Problem) -> Iterator[tuple[Problem, str]]:
     with jax.enable_x64(True):
         system, params, data = jax.tree.map(_promoted, problem[:3])
         wide = Problem(system, params, data, problem.steps)
-        if own == "float64" or _traces(wide):
+        fits = own == "float64" or _traces(wide)
+        underived = fits and own != "float64" and lacking(wide) is not None
+    if fits and not (underived and lacking(problem) is None):  # a backward pass of its own may fix its dtype
+        with jax.enable_x64(True):
             yield wide, "float64"
-            return
-    yield problem, own
+    else:
+        yield problem, own
 
 
 def _promoted(leaf: Any) -> Any:

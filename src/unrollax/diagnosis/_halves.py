@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrollax._errors import StructureError
-from unrollax._system import Repeat
+from unrollax._system import Repeat, is_repeat
 from unrollax._tree import describe, leaves_with_names
 from unrollax._types import Data
 from unrollax._wrap import Batched, batched
@@ -66,17 +66,13 @@ def halves_of(data: Data, count: int) -> Data:
 
     leaves = [
         Repeat(jax.tree.map(lambda x, name=name: split(x, 0, name), leaf.x))
-        if _is_repeat(leaf)
+        if is_repeat(leaf)
         else split(leaf, 1, name)
-        for name, leaf in leaves_with_names(data, is_leaf=_is_repeat)
+        for name, leaf in leaves_with_names(data, is_leaf=is_repeat)
     ]
-    return jax.tree.unflatten(jax.tree.structure(data, is_leaf=_is_repeat), leaves)
+    return jax.tree.unflatten(jax.tree.structure(data, is_leaf=is_repeat), leaves)
 
 
 def stack(first: Any, second: Any) -> Any:
     """Return both halves of a tree as leaves `[2, ...]`."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
-
-
-def _is_repeat(leaf: Any) -> bool:
-    return isinstance(leaf, Repeat)

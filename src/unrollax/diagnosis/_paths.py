@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from unrollax._check import check_counts, check_key
 from unrollax._errors import StructureError
-from unrollax._system import Repeat, as_system, unroll_for
+from unrollax._system import Repeat, as_system, is_repeat, unroll_for
 from unrollax._tree import combine, describe, is_key, is_numeric, leaves_with_names, partition, strong
 from unrollax._types import Data, Key, Params, State, System
 from unrollax._wrap import Batched, ClippedLoss, Remat
@@ -85,9 +85,9 @@ def _started(system: System, params: Params, keys: Key) -> State:
 
 
 def _check_rows(owner: str, data: Data, count: int) -> None:
-    for name, leaf in leaves_with_names(data, is_leaf=_is_repeat):
-        rows = leaf.x if _is_repeat(leaf) else leaf
-        axis = 0 if _is_repeat(leaf) else 1
+    for name, leaf in leaves_with_names(data, is_leaf=is_repeat):
+        rows = leaf.x if is_repeat(leaf) else leaf
+        axis = 0 if is_repeat(leaf) else 1
         for part in jax.tree.leaves(rows):
             if jnp.shape(part)[axis : axis + 1] != (count,):
                 raise StructureError(
@@ -104,12 +104,8 @@ def _cut(data: Data, count: int) -> Data:
     """Return the first examples, with their axis in front of that of time."""
 
     def part(leaf: Any) -> Any:
-        if _is_repeat(leaf):
+        if is_repeat(leaf):
             return Repeat(jax.tree.map(lambda x: jnp.asarray(x)[:count], leaf.x))
         return jnp.moveaxis(jnp.asarray(leaf), 1, 0)[:count]
 
-    return jax.tree.map(part, data, is_leaf=_is_repeat)
-
-
-def _is_repeat(leaf: Any) -> bool:
-    return isinstance(leaf, Repeat)
+    return jax.tree.map(part, data, is_leaf=is_repeat)

@@ -56,17 +56,15 @@ class Product(NamedTuple):
         others = cotangents[0].size // self.rows
         shape = (count, others, self.rows) if self.first else (count, self.rows, others)
         product = jnp.tensordot(self.x, cotangents.reshape(shape), ((0,), (2 if self.first else 1,)))  # [D, B, F]
-        return jnp.sqrt(squares(product).sum((0, 2)))
+        return norm(product.swapaxes(0, 1))
 
 
 def norm(rows: jax.Array) -> jax.Array:
-    """Return the Euclidean norms of rows `[B, ...]`."""
-    return jnp.sqrt(squares(rows.reshape(len(rows), -1)).sum(-1))
-
-
-def squares(array: jax.Array) -> jax.Array:
-    """Return the squared moduli of real or complex numbers."""
-    return jnp.square(jnp.abs(array)) if jnp.iscomplexobj(array) else jnp.square(array)
+    """Return the Euclidean norms of rows `[B, ...]`, whose squares may under- and overflow."""
+    flat = jnp.abs(rows.reshape(len(rows), -1))
+    largest = flat.max(-1, initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.square(flat / unit[:, None]).sum(-1))
 
 
 class Probed(NamedTuple):

@@ -3,7 +3,8 @@
 The exact gradient is one backward pass over the horizon, in float64 where the system takes that. It is *usable* if it
 predicts what the loss does at the distance of one update: with central differences D(v) = (L(p + v) - L(p - v)) / 2 of
 length |v| = scale, both D(scale g / |g|) within a factor of 2 of scale |g|, and most of D(v) explained by g . v over random
-directions. A chaotic system fails this, as does a loss with jumps. There the reference is the gradient of
+directions. A chaotic system fails this, as does a loss with jumps. There, and where a step has no derivative in
+reverse, as with a callback or a loop of unknown length, the reference is the gradient of
 E L(p + scale z), z ~ N(0, I), as a long average of antithetic pairs.
 """
 
@@ -19,7 +20,18 @@ from unrollax._check import check_choice, check_like
 from unrollax._errors import InvalidArgument
 from unrollax._tree import ravel
 from unrollax._types import Key, Params
-from unrollax.diagnosis._gradients import LANES, Problem, exact_for, pairs_each, pairs_for, rises_for, widest
+from unrollax.diagnosis._gradients import (
+    LANES,
+    UNDERIVED,
+    Average,
+    Problem,
+    exact_for,
+    lacking,
+    pairs_each,
+    pairs_for,
+    rises_for,
+    widest,
+)
 
 OWNER = "compare"
 DIRECTIONS = 8  # random ones, in which a gradient is tested
@@ -80,24 +92,6 @@ class Search(NamedTuple):
     observe: Callable[[str], None]
 
 
-class _Average(NamedTuple):
-    """A mean `[d]`, rows whose outer products sum to its covariance, and how many gradients went in."""
-
-    mean: np.ndarray
-    roots: np.ndarray
-    number: int
-
-    @property
-    def error(self) -> float:
-        return float(np.sqrt(np.square(self.roots).sum()))
-
-    @property
-    def norm(self) -> float:
-        """The norm, without what the error adds to it."""
-        square = float(np.square(self.mean).sum())
-        return float(np.sqrt(square - self.error**2 if square > self.error**2 else square))
-
-
 class _Test(NamedTuple):
     """What the exact gradient predicts at a distance; see `Reference`."""
 
@@ -119,7 +113,10 @@ def find_reference(problem: Problem, asked: Any, search: Search) -> Target:
         if asked == "smoothed":
             return _smoothed(problem, search, dtype, _Test(), "as asked for")
         search.observe("reference: exact gradient")
-        exact, test = _exact(problem, search)
+        try:
+            exact, test = _exact(problem, search)
+        except UNDERIVED as error:
+            return _without(problem, asked, search, dtype, error)
         finite = bool(np.isfinite(exact.mean).all())
         if asked == "bptt" and not finite:
             raise InvalidArgument(
@@ -132,21 +129,34 @@ def find_reference(problem: Problem, asked: Any, search: Search) -> Target:
         return _smoothed(problem, search, dtype, test, why)
 
 
-def _average(draw: Callable[[int], np.ndarray], kind: str, each: int, most: int, search: Search) -> _Average:
+def _without(problem: Problem, asked: str, search: Search, dtype: str, error: Exception) -> Target:
+    """Return the smoothed reference of a step without a derivative; raise what went wrong if it has one."""
+    said = lacking(problem)
+    if said is None:
+        raise error
+    why = f"the step has no derivative in reverse mode ({said})"
+    if asked == "bptt":
+        raise InvalidArgument(
+            f'{OWNER}: reference="bptt" must be a gradient, but {why}. Take reference="smoothed".'
+        ) from error
+    return _smoothed(problem, search, dtype, _Test(), why)
+
+
+def _average(draw: Callable[[int], np.ndarray], kind: str, each: int, most: int, search: Search) -> Average:
     """Average calls of `draw` `[LANES, d]` until the standard error is low enough, or `most` gradients went in."""
     total, calls = np.zeros(()), 0
     while True:
         total, calls = total + draw(calls), calls + 1
         lanes = total / calls
         mean = lanes.mean(0)
-        now = _Average(mean, (lanes - mean) / np.sqrt(LANES * (LANES - 1)), calls * LANES * each)
+        now = Average(mean, (lanes - mean) / np.sqrt(LANES * (LANES - 1)), calls * LANES * each)
         share = now.error / now.norm if now.norm else np.inf
         search.observe(f"reference: {kind}, mean of {now.number}, with an error of {100 * share:.2g} % of its norm")
         if not share > search.tolerance / BELOW[kind] or not np.isfinite(share) or now.number + LANES * each > most:
             return now
 
 
-def _exact(problem: Problem, search: Search) -> tuple[_Average, _Test]:
+def _exact(problem: Problem, search: Search) -> tuple[Average, _Test]:
     """Return the exact gradient, averaged over keys if the loss draws anything, and its test at a distance."""
 
     def keys(call: int) -> Key:
@@ -154,7 +164,7 @@ def _exact(problem: Problem, search: Search) -> tuple[_Average, _Test]:
 
     first = exact_for(problem, keys(0))
     if np.array_equal(first, np.broadcast_to(first[0], first.shape), equal_nan=True):
-        average, seen = _Average(first[0], np.zeros_like(first[:1]), 1), keys(0)[:1]
+        average, seen = Average(first[0], np.zeros_like(first[:1]), 1), keys(0)[:1]
     else:
         draw: Callable[[int], np.ndarray] = lambda call: exact_for(problem, keys(call)) if call else first
         average, seen = _average(draw, "exact", 1, KEYS_EACH * search.samples, search), keys(0)
@@ -199,13 +209,11 @@ def _given(params: Params, grad: Any, scale: float) -> Target:
     vector = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(grad)])
     if not np.isfinite(vector).all():
         raise InvalidArgument(f"{OWNER}: reference must be finite, got NaN or infinity. Pass a finite gradient.")
-    average = _Average(vector, np.zeros((1, vector.size)), 1)
+    average = Average(vector, np.zeros((1, vector.size)), 1)
     return _as_target(params, "given", average, "float64", scale, _Test(), "taken as exact")
 
 
-def _as_target(
-    params: Params, kind: str, average: _Average, dtype: str, scale: float, test: _Test, note: str
-) -> Target:
+def _as_target(params: Params, kind: str, average: Average, dtype: str, scale: float, test: _Test, note: str) -> Target:
     leaves, treedef = jax.tree.flatten(params)
     pieces = np.split(average.mean, np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
     shaped = [piece.reshape(np.shape(leaf)) for piece, leaf in zip(pieces, leaves, strict=True)]
@@ -226,7 +234,7 @@ def _as_target(
     return Target(reference, average.mean / unit, average.roots / unit)
 
 
-def _praise(test: _Test, exact: _Average) -> str:
+def _praise(test: _Test, exact: Average) -> str:
     said = "backpropagation" + (f", the mean over {exact.number} keys" if exact.number > 1 else "")
     return said if test.usable else f"{said}, as asked for, though of no use for an update ({_blame(test, True)})"
 

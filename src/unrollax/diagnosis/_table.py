@@ -47,11 +47,11 @@ class Start(NamedTuple):
 
 
 class Cuts(NamedTuple):
-    """Gradients of the mean of some losses, each through windows of its own length.
+    """Gradients of weighted losses, each through windows of its own length.
 
     Attributes:
         grads: by leaf of params, `[m, ...]`.
-        sums: the cotangent of the state before a step, for the first of them, leaves `[T, ...]`.
+        sums: the cotangent of the state before a step, for the last of them, leaves `[T, ...]`.
     """
 
     grads: Floats
@@ -159,8 +159,7 @@ def _through_init(system: System, params: Params, key: Key, cotangents: Floats, 
 
 
 def _norms(cotangents: Floats, count: int) -> jax.Array:
-    squares = [jnp.square(norm(leaf)) for leaf in cotangents]
-    return jnp.sqrt(functools.reduce(jnp.add, squares, jnp.zeros(count)))
+    return functools.reduce(jnp.hypot, map(norm, cotangents), jnp.zeros(count))
 
 
 def _beside(rows: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -184,24 +183,24 @@ def _rescaled(cotangents: Floats, powers: jax.Array) -> tuple[Floats, jax.Array]
     return [_times(leaf, -shift) for leaf in cotangents], powers + shift
 
 
-def cut_back(system: System, params: Params, path: Path, at: Any, windows: Any) -> Cuts:
-    """Return the gradient of the mean of the losses `at`, through windows of each of some lengths `[m]`."""
+def cut_back(system: System, params: Params, path: Path, weights: Any, windows: Any) -> Cuts:
+    """Return the gradients of the losses weighed by `weights` `[m, T]`, through windows of some lengths `[m]`."""
     arrays, rest = partition((system, params))
-    return _cut_back(arrays, rest, path, at, windows)
+    return _cut_back(arrays, rest, path, weights, windows)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cut_back(arrays: list[Any], rest: Static, path: Path, at: jax.Array, windows: jax.Array) -> Cuts:
+def _cut_back(arrays: list[Any], rest: Static, path: Path, weights: jax.Array, windows: jax.Array) -> Cuts:
     system, params = combine(arrays, rest)
     run, leaves, states = run_of(system, params, path), jax.tree.leaves(params), floats_of(path.states)
     many, steps = len(windows), len(path.losses)
-    weights = jnp.zeros(steps, path.losses.dtype).at[at].add(1 / len(at))
+    weights = weights.astype(path.losses.dtype)
 
     def body(carry: Any, s: jax.Array) -> Any:
         cotangents, grads = carry
         back = jax.vjp(lambda leaves, floats: run(leaves, floats, s), leaves, [leaf[s] for leaf in states])[1]
-        more, cotangents = jax.vmap(back)((cotangents, jnp.broadcast_to(weights[s], many)))
-        whole = [leaf[0] for leaf in cotangents]
+        more, cotangents = jax.vmap(back)((cotangents, weights[:, s]))
+        whole = [leaf[-1] for leaf in cotangents]
         inside = (s % windows != 0) | (s == 0)  # a window's first step passes nothing on, but for `init`
         cotangents = [jnp.where(_beside(inside, leaf), leaf, 0) for leaf in cotangents]
         return (cotangents, jax.tree.map(jnp.add, grads, more)), whole

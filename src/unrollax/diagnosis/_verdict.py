@@ -149,7 +149,7 @@ def cost_to(row: Row, cost: float, tolerance: float) -> float:
 
 def error_at(row: Row, cost: float, compute: float) -> float:
     """Return the relative root-mean-square error of the samples that `compute` buys; infinite if it buys none."""
-    if row.nonfinite or compute < cost:
+    if row.nonfinite or not compute >= cost:
         return math.inf
     return math.sqrt(row.floor**2 + row.std**2 * cost / compute)
 
@@ -162,7 +162,7 @@ def recommend(rows: Sequence[Row], unit: str, tolerance: float) -> tuple[str, st
     """
     least = min(row.cost_to for row in rows)
     if math.isinf(least):
-        return _nearest(rows, tolerance)
+        return _nearest(rows, unit, tolerance)
     near = [row for row in rows if row.cost_to <= NEAR * least]
     memory = max(LIGHT * min(row.bytes for row in near), CACHE)
     light = [row for row in near if row.bytes <= memory]
@@ -170,7 +170,22 @@ def recommend(rows: Sequence[Row], unit: str, tolerance: float) -> tuple[str, st
     return best.name, _reason(best, rows, near, unit, tolerance)
 
 
-def _nearest(rows: Sequence[Row], tolerance: float) -> tuple[str, str]:
+def cost_of(row: Row, unit: str) -> float:
+    """Return the cost of one horizon, NaN where it is unknown."""
+    return row.steps if unit == "steps" else row.seconds
+
+
+def _nearest(rows: Sequence[Row], unit: str, tolerance: float) -> tuple[str, str]:
+    unknown = [
+        row for row in rows if math.isnan(cost_of(row, unit)) and math.isfinite(cost_to(row, row.seconds, tolerance))
+    ]
+    if unknown:
+        best = min(unknown, key=lambda row: cost_to(row, row.seconds, tolerance))
+        time = amount(cost_to(best, best.seconds, tolerance), "seconds")
+        return best.name, (
+            f"{best.name} reaches a relative error of {tolerance:g} in the least time, {time}; what it costs in {unit} is "
+            "unknown."
+        )
     best = min(rows, key=lambda row: (row.nonfinite > 0, row.bias, row.std))
     if best.nonfinite:
         return (
@@ -192,7 +207,11 @@ def _reason(best: Row, rows: Sequence[Row], near: Sequence[Row], unit: str, tole
     others = sorted((row for row in rows if row not in near), key=lambda row: row.cost_to)
     if others and math.isfinite(others[0].cost_to):
         said += f"; next is {others[0].name} for {amount(others[0].cost_to, unit)}"
-    biased = sorted((row for row in others if math.isinf(row.cost_to) and not row.nonfinite), key=lambda row: row.bias)
+    unknown = [row.name for row in others if math.isnan(cost_of(row, unit))]
+    if unknown:
+        said += f"; what {_listed(unknown)} cost{'s' if len(unknown) == 1 else ''} in {unit} is unknown"
+    never = (row for row in others if math.isinf(row.cost_to) and not row.nonfinite and row.name not in unknown)
+    biased = sorted(never, key=lambda row: row.bias)
     if biased and biased[0].resolved:
         said += f"; {biased[0].name} is too biased ({biased[0].bias:.2g})"
     elif biased:

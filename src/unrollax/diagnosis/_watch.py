@@ -18,6 +18,15 @@ from unrollax.diagnosis._halves import half_of, halved_by, halves_of, stack
 from unrollax.estimators._antithetic import Antithetic
 from unrollax.estimators._parts import Combined, mean_of_copies, nonfinite_of
 
+ALONE = (
+    "They take an even number of pairs, directions, copies or examples, no shaping, no learned std, and no halves=False"
+)
+
+
+ALONE = (
+    "An even number of pairs, directions, copies or examples has some, unless halves=False, shaping or a learned std"
+)
+
 
 class Watched(NamedTuple):
     """What `watch` reports; in the metrics of `fit` each leaf has a first axis of updates.
@@ -68,6 +77,9 @@ class Watched(NamedTuple):
             f"cosine of the halves {told['cosine']:.3f}, noise {told['noise']:.4g}, signal {told['signal']:.4g}, "
             f"noise scale {told['noise_scale']:.4g} estimates ({over})"
         )
+        known = not all(np.isnan(told[name]) for name in ("cosine", "noise", "signal"))
+        if not known and np.isfinite(list(told["leaves"].values())).all():
+            head = f"no halves: nothing is known of the noise. {ALONE} ({over})."
         return "\n".join([head, "gradient norm by leaf", *rows])
 
 
