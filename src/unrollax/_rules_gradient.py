@@ -31,17 +31,16 @@ def smooth(case: Case) -> Finding | None:
     leaves = jax.tree.leaves(case.params)
     size = NEAR * (float(np.mean([float(jnp.sqrt(jnp.square(leaf).mean())) for leaf in leaves])) or 1.0)
     seen = _measure.foresight(case, [size * times for times in FARTHER])
-    norm = norm_of(case)
-    if not math.isfinite(seen.changed) or (seen.good and math.isfinite(norm)):
+    if not math.isfinite(seen.changed):
         return None
     if not seen.norm and not seen.changed:
         return _cut_off(case, seen.distance)
-    if not seen.norm and not seen.odd:
-        return None  # a minimum, a maximum or a saddle
+    if seen.good and math.isfinite(norm_of(case)):  # a gradient of 0 is, at a minimum
+        return None
     rate, spread = growth(case), float(np.std(case.flow.losses))
     near = spread / _size(case)
     if rate is None or near > seen.distance:
-        return _jumps(case, seen, math.isfinite(norm))
+        return _jumps(case, seen, math.isfinite(norm_of(case)))
     why = (
         f"Differences grow by {rate:.3g} nats a step: the gradient's norm is {_size(case):.2g}, where the step losses "
         f"differ by {spread:.2g}."

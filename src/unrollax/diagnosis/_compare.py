@@ -148,7 +148,7 @@ def _sampled(
             if why is not None:
                 raise InvalidArgument(
                     f"{OWNER}: the step must have a derivative in {name} mode for {' and '.join(needing)}, got none ({why}). "
-                    "Leave them out: es, pes and nres only run the step."
+                    "Leave that out: es, pes and nres only run the step."
                 ) from error
         raise
 

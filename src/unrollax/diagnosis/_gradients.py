@@ -86,7 +86,10 @@ def lacking(problem: Problem, mode: str = "vjp") -> str | None:
         return jax.jvp(lambda params: loss(params, key), (params,), (params,))[1]
 
     try:
-        jax.eval_shape(jax.grad(loss) if mode == "vjp" else forward, problem.params, key)
+        if mode == "vjp":
+            jax.eval_shape(jax.grad(loss), problem.params, key)
+        else:  # of a custom_vjp only lowering tells
+            jax.jit(forward).lower(problem.params, key)
     except UNDERIVED as error:
         jax.eval_shape(loss, problem.params, key)  # an error of the loss itself is told as it is
         return str(error).split(". ")[0].split("\n")[0].rstrip(".")

@@ -193,7 +193,7 @@ def _nearest(rows: Sequence[Row], unit: str, tolerance: float) -> tuple[str, str
             f"no estimator is finite in all samples; {best.name} is so in {1 - best.nonfinite:.0%} of them.",
         )
     return best.name, (
-        f"none reaches a relative error of {tolerance:g}; {best.name} comes nearest, with a bias of {best.bias:.2g}."
+        f"none reaches a relative error of {tolerance:g}; {best.name} comes nearest, with a {_bias(best, ' of')}."
     )
 
 
@@ -219,8 +219,8 @@ def _reason(best: Row, rows: Sequence[Row], near: Sequence[Row], unit: str, tole
     return said + "."
 
 
-def _bias(row: Row) -> str:
-    return f"bias {row.bias:.2g}" if row.resolved else f"bias below {row.limit:.1g}"
+def _bias(row: Row, of: str = "") -> str:
+    return f"bias{of} {row.bias:.2g}" if row.resolved else f"bias below {row.limit:.1g}"
 
 
 def _listed(names: Sequence[str]) -> str:

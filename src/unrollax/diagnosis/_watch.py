@@ -18,14 +18,7 @@ from unrollax.diagnosis._halves import half_of, halved_by, halves_of, stack
 from unrollax.estimators._antithetic import Antithetic
 from unrollax.estimators._parts import Combined, mean_of_copies, nonfinite_of
 
-ALONE = (
-    "They take an even number of pairs, directions, copies or examples, no shaping, no learned std, and no halves=False"
-)
-
-
-ALONE = (
-    "An even number of pairs, directions, copies or examples has some, unless halves=False, shaping or a learned std"
-)
+HALVES = "They take an even number of pairs, directions, copies or examples, no shaping and no learned std"
 
 
 class Watched(NamedTuple):
@@ -79,7 +72,7 @@ class Watched(NamedTuple):
         )
         known = not all(np.isnan(told[name]) for name in ("cosine", "noise", "signal"))
         if not known and np.isfinite(list(told["leaves"].values())).all():
-            head = f"no halves: nothing is known of the noise. {ALONE} ({over})."
+            head = f"no halves: nothing is known of the noise. {HALVES} ({over})."
         return "\n".join([head, "gradient norm by leaf", *rows])
 
 

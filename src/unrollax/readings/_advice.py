@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ def read_advice(pieces: Sequence[Any]) -> list[Section]:
     """Return what a list of `Advice` says."""
     if not pieces:
         return [
-            Section("Advice", "Nothing to mend was found: the gradient comes through, and no estimator pays better.")
+            Section("Advice", "No rule applies to what was measured. Nothing to mend was found by them; see the figures.")
         ]
     pieces = sorted(pieces, key=lambda piece: piece.rank)
     measured = any(piece.measured is not None for piece in pieces)
@@ -32,7 +33,9 @@ def _measured(piece: Any, measured: bool) -> list[str]:
     if not measured:
         return []
     held = {None: "", True: "yes", False: "no"}[getattr(piece, "held", None)]
-    return ["" if piece.measured is None else short(piece.measured), held]
+    if piece.measured is None:
+        return ["", held]
+    return ["below what can be measured" if math.isnan(piece.measured) else short(piece.measured), held]
 
 
 def _code(piece: Any) -> str:

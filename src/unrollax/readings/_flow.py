@@ -106,7 +106,7 @@ def _windows(flow: Any) -> str:
         if len(enough):
             said.append(f"at most {goal:.0%} of the gradient with windows of {enough.min()} steps")
     if not np.isfinite(lost).any():
-        return "What a truncation loses can't be told: the gradient is infinite or NaN." if len(windows) else ""
+        return "What a truncation loses can't be told: the gradient is 0, infinite or NaN." if len(windows) else ""
     if not said:
         return "No window that was tried keeps 90 % of the gradient." if len(windows) else ""
     return f"Truncated backpropagation loses {', and '.join(said)}."
