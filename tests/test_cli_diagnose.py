@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import unrollax as ux
 from unrollax.cli._app import app
 from unrollax.cli._config import UsageError
+from unrollax.cli._diagnose import _can_follow
 from unrollax.cli._progress import StatusLine
 from unrollax.cli._study import nearest_divisors, parse_estimators, study
 from unrollax.cli._subject import find_subject
@@ -306,6 +307,9 @@ def test_an_exception_of_the_user_is_shown_with_the_users_frames_only(name):
     assert files
     assert all("mine.py" in line for line in files)
     assert not list(Path("runs").iterdir()), "what has no result leaves no folder"
+    Path("own").mkdir()
+    assert command(name, "mine.py:broken", "-q", "--out", "own").exit_code == 3
+    assert not list(Path("own").iterdir()), "a folder that was there stays"
 
 
 @pytest.mark.parametrize(
@@ -355,6 +359,35 @@ def test_a_file_with_the_first_lines_of_the_readme_can_be_diagnosed_and_compared
     assert result.stdout.endswith("report  runs/first-system-compare-1/report.html\n")
 
 
+def test_advice_on_an_experiment_is_a_whole_command_that_runs():
+    result = command("diagnose", "mine.py:experiment", "--horizon", 60, "--seed", 3, "--out", "found")
+    assert result.exit_code == 0, result.stderr
+    written = strict_json(Path("found/diagnosis.json").read_text())
+    commands = [piece["command"] for piece in written["advice"] if piece["command"]]
+    assert commands
+    for each in commands:
+        assert each.startswith("unrollax train mine.py:experiment --seed 3 --estimator ")
+        assert f"\n   {each}\n" in result.stdout
+        assert each in Path("found/report.html").read_text()
+    result = command(*commands[0].split()[1:], "--steps", 2, "-q")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "can"),
+    [
+        ("experiment", "--estimator tbptt --window 5 --horizon 60", True),
+        ("whole", "--estimator tbptt --window 2 --horizon 6", True),
+        ("whole", "--estimator bptt --horizon 3", False),
+        ("windows", "--estimator tbptt --window 2 --horizon 4", True),
+        ("windows", "--estimator tbptt --window 3 --horizon 6", False),
+        ("windows", "--estimator bptt --horizon 6", False),
+    ],
+)
+def test_only_what_fits_the_data_of_an_experiment_is_advised_as_a_command(target, options, can):
+    assert _can_follow(subject(f"mine.py:{target}").experiment, options) is can
+
+
 def test_the_summary_of_a_diagnosis_is_the_librarys():
     result = command("diagnose", "bare.py:system", "--seed", 3)
     assert result.exit_code == 0, result.stderr
@@ -364,7 +397,10 @@ def test_the_summary_of_a_diagnosis_is_the_librarys():
         jnp.arange(8.0),
         key=jax.random.key(3),
     )
+    # No command trains what is a system alone.
+    found = found._replace(advice=[piece._replace(command="") for piece in found.advice])
     assert result.stdout == f"{found}\n\nreport  runs/bare-system-diagnose-1/report.html\n"
+    assert "unrollax train" not in result.stdout + Path("runs/bare-system-diagnose-1/report.html").read_text()
     lines = result.stderr.splitlines()
     assert lines[:2] == ["hello from the file", "compiling ..."]
     assert "\x1b" not in result.stderr

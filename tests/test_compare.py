@@ -11,7 +11,7 @@ import pytest
 
 import unrollax as ux
 from unrollax._kit import analytic, quadratic, some_data, start, vector
-from unrollax.diagnosis._costs import BY_TIME, steps_of
+from unrollax.diagnosis._costs import BY_OTHERS, BY_TIME, UNKNOWN, steps_of
 from unrollax.diagnosis._gradients import Problem
 from unrollax.diagnosis._horizons import Plan, plan_of, sample_all
 from unrollax.diagnosis._reference import Search, find_reference
@@ -230,6 +230,77 @@ def test_an_overflowing_gradient_is_no_reference_and_its_estimator_never_gets_th
         ux.compare([ux.BPTT(wild, 60)], jnp.asarray(1.0), key=key, samples=4, reference="bptt")
 
 
+def called(p, x):
+    """p^2 x^2, by NumPy."""
+    return jax.pure_callback(np.square, jax.ShapeDtypeStruct((), p.dtype), p * x, vmap_method="expand_dims")
+
+
+def looped(p, x):
+    """The same, by a loop that could be of any length."""
+    return jax.lax.while_loop(lambda c: c[1] < 2, lambda c: (c[0] * p * x, c[1] + 1), (jnp.ones_like(p), 0))[0]
+
+
+@jax.custom_vjp
+def one_way(p, x):
+    """The same, with a derivative in reverse and in float32 only."""
+    return (p * x) ** 2
+
+
+def one_way_back(residual, above):
+    p, x = residual
+    return (2 * p * x**2 * above).astype(jnp.float32), (2 * p**2 * x * above).astype(jnp.float32)
+
+
+one_way.defvjp(lambda p, x: ((p * x) ** 2, (p, x)), one_way_back)
+squares = {
+    loss: ux.system(init=lambda k, p: (), step=lambda p, s, x, k, loss=loss: (s, loss(p, x)))
+    for loss in (called, looped, one_way)
+}
+UNDERIVED = {called: "Pure callbacks do not support JVP", looped: "Reverse-mode differentiation does not work for lax"}
+
+
+@pytest.mark.parametrize("loss", UNDERIVED)
+def test_a_step_without_a_derivative_has_the_smoothed_reference_and_that_is_said(loss, key):
+    """Smoothing adds std^2 to p^2, and nothing to the slope 2 p; |z| < 4."""
+    problem = Problem(squares[loss], jnp.asarray(0.7), np.ones(3), 3)
+    got = find_reference(problem, "auto", search(key)).reference
+    assert got.kind == "smoothed"
+    assert f"the step has no derivative in reverse mode ({UNDERIVED[loss]}" in got.note
+    assert abs(float(got.grad) - 1.4) < 4 * got.error * got.norm
+    with pytest.raises(ux.InvalidArgument, match='reference="bptt" must be a gradient, but the step has no derivative'):
+        find_reference(problem, "bptt", search(key))
+
+
+@pytest.mark.parametrize(
+    ("loss", "make", "says"),
+    [
+        (called, lambda s: ux.BPTT(s, 2), "in reverse mode for bptt, got none .Pure callbacks"),
+        (looped, lambda s: ux.TBPTT(s, window=1, horizon=2), "in reverse mode for tbptt:1, got none .Reverse-mode"),
+        (one_way, lambda s: ux.ForwardGradient(s, window=1, horizon=2), "in forward mode for forward-gradient:1, got"),
+    ],
+)
+def test_an_estimator_that_takes_a_derivative_that_is_not_there_is_named(loss, make, says, key):
+    params = jnp.float32(0.7)
+    with pytest.raises(ux.InvalidArgument, match=says):
+        ux.compare([make(squares[loss])], params, np.ones(2, np.float32), key=key, samples=4, reference=params)
+
+
+def test_an_error_of_the_step_itself_is_told_as_it_is(key):
+    def breaks(params, state, x, key):
+        raise ValueError("mine")
+
+    broken = ux.system(init=lambda key, params: (), step=breaks)
+    with pytest.raises(ValueError, match=r"^mine"):
+        ux.compare([ux.ES(broken, std=0.1, window=1, horizon=2)], jnp.asarray(1.0), key=key, samples=4)
+
+
+def test_a_derivative_that_fixes_float32_is_the_reference_in_it(key):
+    problem = Problem(squares[one_way], jnp.float32(0.7), np.ones(2, np.float32), 2)
+    got = find_reference(problem, "auto", search(key)).reference
+    assert (got.kind, got.dtype) == ("exact", "float32")
+    np.testing.assert_allclose(got.grad, 1.4, rtol=1e-6)
+
+
 def test_without_a_gradient_figures_are_absolute(key):
     flat = ux.system(init=lambda k, p: (), step=lambda p, s, x, k: (s, p**2))
     found = ux.compare([ux.BPTT(flat, 2)], jnp.asarray(0.0), key=key, samples=4)
@@ -272,6 +343,50 @@ def test_steps_of_a_loop_of_unknown_length_are_by_the_clock(key):
     found = ux.compare([ux.Implicit(leak, window=2)], 0.5, np.ones(T), key=key, samples=4, horizon=T, reference=1.0)
     assert found.rows[0].note == BY_TIME
     assert found.rows[0].steps > 0
+
+
+def test_steps_by_the_clock_are_in_those_of_the_others(key):
+    """Formula steps and clock steps are in proportion to seconds, of which there is one scale for both."""
+    some = {"cut": ux.TBPTT(leak, window=2, horizon=T), "fixed": ux.Implicit(leak, window=2)}
+    found = ux.compare(some, 0.5, np.ones(T), key=key, samples=4, horizon=T, reference=1.0, unit="steps")
+    cut, fixed = found.rows
+    assert (cut.steps, cut.note, fixed.note) == (3 * T, "", BY_OTHERS)
+    np.testing.assert_allclose(fixed.steps / cut.steps, fixed.seconds / cut.seconds, rtol=1e-12)
+
+
+class Known:
+    """An estimator that always returns the same, and says nothing of itself."""
+
+    def init(self, key, params):
+        return ()
+
+    def estimate(self, params, state, data):
+        return state, ux.Estimate(jnp.zeros(()), params, ())
+
+
+def test_an_unknown_cost_is_no_bias(key):
+    def once(unit):
+        return ux.compare(
+            {"mine": Known()}, jnp.ones(2), key=key, samples=4, horizon=2, reference=np.ones(2), unit=unit
+        )
+
+    found = once("steps")
+    assert found.recommended == "mine"
+    assert found.reason.startswith("mine reaches a relative error of 0.1 in the least time, ")
+    assert found.reason.endswith("; what it costs in steps is unknown.")
+    assert found.rows[0].note == UNKNOWN
+    assert str(found).splitlines()[3].split()[-1] == "unknown"
+    assert found.error_at(1e9) == {"mine": math.inf}
+    assert once("seconds").reason.startswith("mine reaches a relative error of 0.1 for")
+    other = row("other", cost_to=10.0)
+    assert "; what mine costs in steps is unknown." in recommend([other, found.rows[0]], "steps", 0.1)[1]
+
+
+def test_the_nearest_is_said_with_what_its_bias_is_below():
+    vague = row("vague", bias=0.0, bias_error=0.3, resolved=False, cost_to=math.inf)
+    assert recommend([vague], "steps", 0.1)[1].endswith("vague comes nearest, with a bias below 0.4.")
+    sure = row("sure", bias=0.2, cost_to=math.inf)
+    assert recommend([sure], "steps", 0.1)[1].endswith("sure comes nearest, with a bias of 0.2.")
 
 
 def test_memory_grows_with_the_window_of_the_backward_pass(key):

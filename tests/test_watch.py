@@ -331,6 +331,17 @@ def test_what_has_no_halves_is_run_as_it_is(name):
     assert got.info.nonfinite == 0
 
 
+def test_without_halves_that_is_said_and_a_gradient_that_is_no_number_is_not_taken_for_it():
+    (got,) = run(ux.watch(WHOLE["one"]), BOWL)
+    assert str(got.info).startswith("no halves: nothing is known of the noise. They take an even number of pairs")
+    assert "gradient norm by leaf\n  a  " in str(got.info)
+    assert "nan" not in str(got.info)
+    (bad,) = run(
+        ux.watch(ux.NRES(bowl, std=0.1, window=1, horizon=2, pairs=4)), jax.tree.map(lambda x: x * jnp.nan, BOWL)
+    )
+    assert str(bad.info).startswith("cosine of the halves nan")
+
+
 def test_a_learned_width_and_norms_only_have_no_halves():
     learned = ux.watch(ux.PES(bowl, std=None, window=1, pairs=4))
     assert learned.halved is None

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from unrollax._advise import Advice, Case, ranked
 from unrollax._check import check_params
+from unrollax._modes import check_modes
 from unrollax._rules import RULES
 from unrollax._system import as_system
 from unrollax._types import Data, Key, Params, System
@@ -20,7 +24,8 @@ class Diagnosis(NamedTuple):
 
     Attributes:
         flow: where the gradient of each loss comes from.
-        dynamics: how differences in the state grow; `None` if the state holds no floating numbers.
+        dynamics: how differences in the state grow; `None` if the state holds no floating numbers, or if step has no forward
+            derivative, as with a `custom_vjp`.
         gates: the gates of each layer of a gated recurrent cell, from the lowest; empty for other systems.
         advice: at most five pieces, what matters most first.
     """
@@ -34,8 +39,16 @@ class Diagnosis(NamedTuple):
         measured = [self.flow, *([self.dynamics] if self.dynamics is not None else []), *self.gates]
         parts: list[Any] = [*measured, *self.advice]
         if not self.advice:
-            parts.append("No advice: the gradient comes through.")
+            parts.append("No advice: the gradient comes through." if self._fine else "No rule applies.")
         return "\n\n".join(map(str, parts))
+
+    @property
+    def _fine(self) -> bool:
+        """Whether the gradient comes through: finite, not 0, and nothing explodes."""
+        grads = [np.asarray(leaf) for leaf in jax.tree.leaves(self.flow.grad)]
+        finite = all(np.isfinite(numbers).all() for numbers in (self.flow.losses, *grads))
+        calm = self.dynamics is None or self.dynamics.verdict in ("neutral", "vanishing")
+        return bool(finite and calm and any(grad.any() for grad in grads))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists."""
@@ -77,7 +90,7 @@ def diagnose(
         observe: called with a line of progress now and then.
 
     Raises:
-        InvalidArgument: horizon is missing, or key is no key.
+        InvalidArgument: horizon is missing, key is no key, or step has no derivative.
         StructureError: data or params don't fit the system.
 
     Example:
@@ -91,11 +104,13 @@ def diagnose(
         ('vanishing', 'Truncate to windows of 5 steps', True)
     """
     say, params, system = observe or _silence, check_params("diagnose", params), as_system("diagnose", system)
+    forward = check_modes(system, params, data, key, horizon)
     flow = gradient_flow(system, params, data, key=key, horizon=horizon, observe=observe)
     steps = flow.table.shape[1]
-    say("lyapunov")
-    dynamics = lyapunov(system, params, data, key=key, steps=steps) if has_floats(system, params, key) else None
-    layers = gated_layers(system)
+    say("lyapunov" if forward else "no forward derivative: without lyapunov and gate_statistics")
+    moves = forward and has_floats(system, params, key)
+    dynamics = lyapunov(system, params, data, key=key, steps=steps) if moves else None
+    layers = gated_layers(system) if forward else 0
     say("gate_statistics" if layers else "advice")
     gates = tuple(gate_statistics(system, params, data, key=key, layer=layer) for layer in range(layers))
     case = Case(system, params, data, key, flow, dynamics, gates, comparison)

@@ -16,10 +16,9 @@ from unrollax._system import Repeat, checked_step, cut, rows_of, unroll_keys
 from unrollax._tree import ravel, strong
 from unrollax._types import Params, State
 from unrollax._wrap import clip_loss
-from unrollax.diagnosis import gate_statistics, lyapunov
+from unrollax.diagnosis import lyapunov
 from unrollax.diagnosis._gradients import Problem, widest
 from unrollax.estimators import BPTT
-from unrollax.systems._initial import chrono_bias
 
 DRAWS = 16  # gradients near the params
 NEAR = 0.01  # how near, relative to the params' norm
@@ -127,7 +126,7 @@ def foresight(case: Case, distances: Sequence[float], key: Any = None) -> Foresi
         units = np.concatenate([along, random / np.linalg.norm(random, axis=1, keepdims=True)])
         for distance in distances:
             moves = np.concatenate([np.zeros((1, grad.size)), distance * units, -distance * units])
-            values = np.asarray(losses(vector + jnp.asarray(moves, vector.dtype)), np.float64)
+            values = np.asarray(losses(jnp.asarray(np.asarray(vector, np.float64) + moves, vector.dtype)), np.float64)
             seen = _seen(values, units, grad, distance, 4 * _eps(vector) * float(np.abs(values).max()))
             if norm or seen.changed:
                 break
@@ -180,66 +179,6 @@ def growth_over(case: Case, horizon: int) -> float:
     data = cut(case.data, 0, horizon)
     found = lyapunov(case.system, case.params, data, key=case.key, steps=horizon, exponents=1)
     return horizon * float(found.exponents[0])
-
-
-class Opened(NamedTuple):
-    """How a gate that keeps can start: the option of its cell, the bias, and the mean of the gate's logarithm then."""
-
-    option: str
-    bias: np.ndarray
-    rate: float
-
-
-def chrono_rate(steps: int) -> float:
-    """Return the mean of log sigmoid(b) over biases b = log U[1, steps - 1], as `chrono=steps` draws them."""
-    top = steps - 1
-    return -(steps * math.log(steps) - top * math.log(top) - 2 * math.log(2)) / (top - 1)
-
-
-def opened_gate(case: Case, layer: int) -> Opened:
-    """Return how the gate that keeps would start for the horizon, everything else as it is.
-
-    The forget bias of an LSTM is chosen for a decay of 2 / horizon; a GRU has `chrono=` alone.
-    """
-    gates = case.gates[layer]
-    others = _logit(np.clip(gates.gates[gates.keep].units, 1e-6, 1 - 1e-6)) - _bias(case, layer)
-
-    def rate(bias: Any) -> float:
-        return float(-np.logaddexp(0, -(others + bias)).mean())
-
-    if gates.cell == "GRUCell":
-        places = (np.arange(256) + 0.5) / 256
-        drawn = np.asarray(chrono_bias(jax.random.fold_in(case.key, 5), len(others), case.horizon), float)
-        spread = np.log(1 + (case.horizon - 2) * places)[:, None]
-        return Opened(f"chrono={case.horizon}", drawn, rate(spread))
-    low, high = -40.0, 40.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rate(middle) < -2 / case.horizon else (low, middle)
-    bias = round(high, 2)
-    return Opened(f"forget_bias={bias}", np.full(len(others), bias), rate(bias))
-
-
-def with_bias(case: Case, layer: int, bias: np.ndarray) -> float:
-    """Return the decay of a layer's memory, recurrent weights and all, with the bias of the gate that keeps it replaced."""
-    cells = case.params["cell"]
-    cell = dict(cells if isinstance(cells, dict) else cells[layer])
-    cell["b"] = cell["b"].at[len(bias) : 2 * len(bias)].set(bias)  # f of an LSTM, z of a GRU
-    mended = cell if isinstance(cells, dict) else type(cells)([*cells[:layer], cell, *cells[layer + 1 :]])
-    params = {**case.params, "cell": mended}
-    return gate_statistics(case.system, params, case.data, key=case.key, layer=layer).measured
-
-
-def _bias(case: Case, layer: int) -> np.ndarray:
-    """Return the bias of the gate that keeps."""
-    cells = case.params["cell"]
-    cell = cells if isinstance(cells, dict) else cells[layer]
-    hidden = cell["wh"].shape[0]
-    return np.asarray(cell["b"], float)[hidden : 2 * hidden]
-
-
-def _logit(p: np.ndarray) -> np.ndarray:
-    return np.log(p) - np.log1p(-p)
 
 
 def backward_needs(case: Case) -> tuple[int, int]:

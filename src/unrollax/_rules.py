@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from unrollax import _measure
+from unrollax import _measure, _measure_gates
 from unrollax._advise import Case, Finding
 from unrollax._rules_gradient import clip_gradient, clip_losses, growth, smooth
 from unrollax.diagnosis import Gates
@@ -84,7 +84,7 @@ def _closes(case: Case, gates: Gates) -> bool:
     """Whether a gate loses the memory within the horizon, and twice as fast as one that starts for it by `chrono`."""
     if gates.cell not in BIASED or case.horizon < 3:
         return False
-    return gates.predicted < min(-TEN / case.horizon, 2 * _measure.chrono_rate(case.horizon))
+    return gates.predicted < min(-TEN / case.horizon, 2 * _measure_gates.chrono_rate(case.horizon))
 
 
 def remember(case: Case) -> Finding | None:
@@ -93,7 +93,7 @@ def remember(case: Case) -> Finding | None:
     if not closing:
         return None
     layer = min(closing, key=lambda each: case.gates[each].predicted)
-    gates, opened = case.gates[layer], _measure.opened_gate(case, layer)
+    gates, opened = case.gates[layer], _measure_gates.opened_gate(case, layer)
     rest = ", ".join(str(each) for each in closing if each != layer)
     place = f" of layer {layer}" if len(case.gates) > 1 else ""
     return Finding(
@@ -107,7 +107,7 @@ def remember(case: Case) -> Finding | None:
         predicted=opened.rate,
         option=f"ux.{gates.cell}(inputs, hidden, {opened.option})",
         command="",
-        measure=lambda: _measure.with_bias(case, layer, opened.bias),
+        measure=lambda: _measure_gates.with_bias(case, layer, opened.bias),
         holds=lambda got: abs(got - opened.rate) <= 0.5 * abs(gates.predicted - opened.rate),
     )
 

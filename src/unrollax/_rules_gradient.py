@@ -38,8 +38,7 @@ def smooth(case: Case) -> Finding | None:
     if seen.good and math.isfinite(norm_of(case)):  # a gradient of 0 is, at a minimum
         return None
     rate, spread = growth(case), float(np.std(case.flow.losses))
-    near = spread / _size(case)
-    if rate is None or near > seen.distance:
+    if rate is None or (near := _reach(case, rate, spread)) > seen.distance:
         return _jumps(case, seen, math.isfinite(norm_of(case)))
     why = (
         f"Differences grow by {rate:.3g} nats a step: the gradient's norm is {_size(case):.2g}, where the step losses "
@@ -62,10 +61,14 @@ def _jumps(case: Case, seen: _measure.Foresight, finite: bool) -> Finding:
     elif not seen.norm:
         why = f"The exact gradient is 0, though the loss changes by {seen.changed:.1g} within {seen.distance:.1g}: it jumps."
     elif not seen.along:
-        why = f"Along the exact gradient, at a distance of {seen.distance:.1g}, the loss rises {seen.ratio:.2g} times as "
+        why = (
+            f"Along the exact gradient, at a distance of {seen.distance:.1g}, the loss rises {seen.ratio:.2g} times as "
+        )
         why += "much as it says."
     else:
-        why = f"The exact gradient explains {max(seen.explained, 0):.0%} of what the loss does in random directions at a "
+        why = (
+            f"The exact gradient explains {max(seen.explained, 0):.0%} of what the loss does in random directions at a "
+        )
         why += f"distance of {seen.distance:.1g}."
     return _strategy(case, seen.distance)._replace(why=why)
 
@@ -186,10 +189,13 @@ def _size(case: Case) -> float:
     return (norm if math.isfinite(norm) else float(np.nansum(case.flow.table) / len(case.flow.at))) or math.inf
 
 
+def _reach(case: Case, rate: float, spread: float) -> float:
+    """Return how far the exact gradient holds: until the last loss, which has most of it, has gone through its spread."""
+    return spread / (_size(case) * max(1.0, case.horizon * -math.expm1(-rate)))
+
+
 def _split(horizon: int) -> tuple[int, int]:
     """Return a window near a tenth of a horizon, and the horizon, a little shorter where no such window divides it."""
     windows = [each for each in range(1, horizon + 1) if horizon % each == 0 and 0.05 <= each / horizon <= 0.2]
     window = min(windows, key=lambda each: abs(each - horizon / 10), default=max(1, horizon // 10))
     return window, horizon // window * window
-
-

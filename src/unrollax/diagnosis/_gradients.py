@@ -104,8 +104,8 @@ def widest(problem: Problem) -> Iterator[tuple[Problem, str]]:
         system, params, data = jax.tree.map(_promoted, problem[:3])
         wide = Problem(system, params, data, problem.steps)
         fits = own == "float64" or _traces(wide)
-        underived = fits and own != "float64" and lacking(wide) is not None
-    if fits and not (underived and lacking(problem) is None):  # a backward pass of its own may fix its dtype
+        derived = own == "float64" or (fits and _traces(wide, derived=True))
+    if derived or (fits and lacking(problem) is not None):  # a backward pass of the system's own may fix its dtype too
         with jax.enable_x64(True):
             yield wide, "float64"
     else:
@@ -118,13 +118,15 @@ def _promoted(leaf: Any) -> Any:
     return jnp.asarray(leaf).astype(jnp.complex128 if jnp.iscomplexobj(leaf) else jnp.float64)
 
 
-def _traces(problem: Problem) -> bool:
-    """Whether the loss can be traced and stays in float64. A system may fix dtypes anywhere, so any error counts."""
+def _traces(problem: Problem, *, derived: bool = False) -> bool:
+    """Whether the loss, or also its gradient, stays in float64. A system may fix dtypes anywhere, so any error counts."""
+    loss = _loss_of(problem.system, problem.data, problem.steps)
+    run = jax.value_and_grad(loss) if derived else loss
     try:
-        loss = jax.eval_shape(_loss_of(problem.system, problem.data, problem.steps), problem.params, jax.random.key(0))
+        found = jax.eval_shape(run, problem.params, jax.random.key(0))
     except Exception:
         return False
-    return bool(loss.dtype == jnp.float64)
+    return all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(found))
 
 
 def _loss_of(system: System, data: Data, steps: int) -> Callable[[Params, Key], jax.Array]:

@@ -15,7 +15,9 @@ def read_advice(pieces: Sequence[Any]) -> list[Section]:
     """Return what a list of `Advice` says."""
     if not pieces:
         return [
-            Section("Advice", "No rule applies to what was measured. Nothing to mend was found by them; see the figures.")
+            Section(
+                "Advice", "No rule applies to what was measured. Nothing to mend was found by them; see the figures."
+            )
         ]
     pieces = sorted(pieces, key=lambda piece: piece.rank)
     measured = any(piece.measured is not None for piece in pieces)
