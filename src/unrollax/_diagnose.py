@@ -101,7 +101,7 @@ def diagnose(
         >>> leak = ux.system(init=lambda key, params: jnp.zeros(()), step=step)
         >>> found = ux.diagnose(leak, 0.5, jax.random.normal(jax.random.key(1), (60,)), key=jax.random.key(0), verify=True)
         >>> found.dynamics.verdict, found.advice[0].title, found.advice[0].held
-        ('vanishing', 'Truncate to windows of 5 steps', True)
+        ('vanishing', 'Truncate to windows of 15 steps', True)
     """
     say, params, system = observe or _silence, check_params("diagnose", params), as_system("diagnose", system)
     forward = check_modes(system, params, data, key, horizon)

@@ -25,9 +25,9 @@ def truncate(case: Case) -> Finding | None:
     horizon = case.horizon // window * window
     return Finding(
         weight=0.5,
-        title=f"Truncate to windows of {window} steps",
+        title=f"Truncate to windows of {_steps(window)}",
         why=f"Of the gradient over this horizon of {case.horizon} steps, windows of {window} lose {lost:.2g} of its norm.",
-        effect=f"{horizon // window} updates a horizon for one, and a backward pass through {window} steps.",
+        effect=f"{horizon // window} updates a horizon for one, and a backward pass through {_steps(window)}.",
         predicted=lost,
         option=f"ux.TBPTT(system, window={window}, horizon={horizon})",
         command=f"--estimator tbptt --window {window} --horizon {horizon}",
@@ -149,6 +149,10 @@ def take(case: Case) -> Finding | None:
         measure=None,
         holds=lambda got: got <= 2 * row.cost_to,
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count > 1 else ''}"
 
 
 RULES: tuple[Any, ...] = (

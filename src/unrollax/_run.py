@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -23,13 +22,16 @@ class RunFolder:
     """A folder with `run.toml`, `env.json`, `metrics.jsonl`, `params.safetensors` and `report.html`."""
 
     def __init__(self, path: Path) -> None:
+        self._made = not path.exists()
         self.path = new_folder(path)
         self._records = os.open(path / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     @classmethod
     def numbered(cls, parent: Path, name: str) -> RunFolder:
         """Make the first free one of `parent/name-1`, `parent/name-2`, ...; two processes never get the same."""
-        return cls(numbered_folder(parent, name))
+        folder = cls(numbered_folder(parent, name))
+        folder._made = True
+        return folder
 
     def write_config(self, config: Mapping[str, Any], *notes: str) -> None:
         """Write `run.toml`, from which the run can be repeated, headed by notes as comments."""
@@ -56,9 +58,12 @@ class RunFolder:
         save_params(self.path / "params.safetensors", params)
 
     def discard(self) -> None:
-        """Remove the folder of a run that never made an update, so that its name is free again."""
+        """Remove the folder of a run that never made an update, so that its name is free again; one that was there is emptied."""
         self.close()
-        shutil.rmtree(self.path)
+        for file in self.path.iterdir():
+            file.unlink()
+        if self._made:
+            self.path.rmdir()
 
     def close(self) -> None:
         """Close `metrics.jsonl`."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrollax._system import Repeat, checked_step
+from unrollax._system import checked_step, is_repeat
 from unrollax._tree import Static, combine, is_inexact, partition, ravel, strong
 from unrollax._types import Data, Key, Params, State, System
 
@@ -232,15 +232,11 @@ def _factor(
 
 def seer(data: Data) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """Return the leaves with a time axis, and what makes one step's x of a row of them."""
-    leaves, treedef = jax.tree.flatten(data, is_leaf=_is_repeat)
-    moving = [None if _is_repeat(leaf) else leaf for leaf in leaves]
+    leaves, treedef = jax.tree.flatten(data, is_leaf=is_repeat)
+    moving = [None if is_repeat(leaf) else leaf for leaf in leaves]
 
     def see(row: list[Any]) -> Any:
-        seen = [leaf.x if _is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
+        seen = [leaf.x if is_repeat(leaf) else part for leaf, part in zip(leaves, row, strict=True)]
         return jax.tree.unflatten(treedef, seen)
 
     return moving, see
-
-
-def _is_repeat(leaf: Any) -> bool:
-    return isinstance(leaf, Repeat)

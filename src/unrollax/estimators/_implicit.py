@@ -19,7 +19,7 @@ from unrollax._check import (
     check_window,
 )
 from unrollax._estimate import share_nonfinite, tick
-from unrollax._system import Repeat, as_system, unroll_for
+from unrollax._system import as_system, is_repeat, unroll_for
 from unrollax._tree import is_inexact, ravel, strong
 from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, State, System, Traits
 from unrollax._value import static, value
@@ -192,9 +192,6 @@ class Implicit:
 
 
 def _rows(data: Data, keep: slice) -> Data:
-    def is_repeat(leaf: Any) -> bool:
-        return isinstance(leaf, Repeat)
-
     return jax.tree.map(lambda leaf: leaf if is_repeat(leaf) else leaf[keep], data, is_leaf=is_repeat)
 
 
