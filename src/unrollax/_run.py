@@ -58,7 +58,7 @@ class RunFolder:
         save_params(self.path / "params.safetensors", params)
 
     def discard(self) -> None:
-        """Remove the folder of a run that never made an update, so that its name is free again; one that was there is emptied."""
+        """Remove the folder of a run that never made an update, so that its name is free again; empty one that was there."""
         self.close()
         for file in self.path.iterdir():
             file.unlink()
