@@ -136,12 +136,14 @@ class _Linear:
         _, back, products = jax.vjp(step, zeros, [self.leaves[i] for i in plain], floats, has_aux=True)
         at_probes, grads, states = jax.vmap(back, axis_size=count)(cotangents)
         reached = _reached(back, cotangents)
-        norms = {i: norm(grad) for i, grad in zip(plain, grads, strict=True)}
-        for i, product, cotangent in zip(self.probed.leaves, products, at_probes, strict=True):
-            norms[i] = product.norms(cotangent)
         order = [*self.probed.leaves, *plain]
+        measures = [*(product.norms for product in products), *(norm for _ in plain)]
         nothing = jnp.zeros(count, self.dtype)
-        by_leaf = [norms[i] if reached[order.index(i)] else nothing for i in sorted(order)]
+        found = [
+            measure(grad) if any_of else nothing
+            for measure, grad, any_of in zip(measures, [*at_probes, *grads], reached, strict=False)
+        ]
+        by_leaf = [found[order.index(i)] for i in sorted(order)]
         return states, jnp.stack(by_leaf, -1) if by_leaf else nothing[:, None][:, :0]
 
 
