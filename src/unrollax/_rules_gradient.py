@@ -128,6 +128,7 @@ def clip_gradient(case: Case) -> Finding | None:
         command="",
         measure=lambda: float((~(_measure.gradient_norms(case, jax.random.fold_in(case.key, 2)) <= at)).mean()),
         holds=lambda got: abs(got - share) <= 3 * math.sqrt(share * (1 - share) * 2 / many),
+        exact=True,
     )
 
 
