@@ -1,4 +1,6 @@
-"""Claim: the table of `gradient_flow` takes a fortieth of the time of a loop over losses and steps in compiled JAX.
+"""Aim: the table of `gradient_flow` at 40, 25 and 4 times the speed of a loop over losses and steps in compiled JAX.
+
+The first of the three is missed, and all of them against the tightest loop; the figures are in benchmarks/README.md.
 
 || d loss_t / d params_s || for all t and s <= t of an LSTM with a readout, by leaf of params, three ways, each one compiled
 program (of ours: one for the forward pass and one for each 64 losses):

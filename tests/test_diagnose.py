@@ -157,7 +157,7 @@ def test_an_outlier_among_the_losses_is_cut_off():
     assert piece.held
 
 
-def test_memory_is_predicted_and_measured():
+def test_memory_is_predicted_and_measured(monkeypatch):
     """A tanh net with 400 units over 4,096 steps: 13 MB of states and as much again of what tanh keeps, in float64."""
     net = ux.recurrent(ux.RNNCell(1, 400), ux.Dense(400, 1), ux.squared_error)
     params, steps = net.params(KEY), 4096
@@ -168,7 +168,15 @@ def test_memory_is_predicted_and_measured():
     full, less = _measure.backward_needs(case)
     assert full > 2 * 8 * 400 * steps
     assert less < full / 20
-    assert _rules.checkpoint(case) is None or full >= _rules.LARGE
+    assert full < _rules.LARGE
+    assert _rules.checkpoint(case) is None
+    monkeypatch.setattr(_rules, "LARGE", full)
+    finding = _rules.checkpoint(case)
+    measured = finding.measure()
+    assert finding.predicted == less
+    assert finding.holds(measured)
+    assert not finding.holds(full)
+    assert not finding.holds(less / 4)
 
 
 def test_at_most_five_pieces_in_order(monkeypatch):

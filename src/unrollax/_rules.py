@@ -48,7 +48,7 @@ def keep_whole(case: Case) -> Finding | None:
         weight=0.4,
         title="Don't truncate: take the whole horizon",
         why=f"Even windows of {window} of this horizon's {case.horizon} steps lose {lost:.2g} of the gradient's norm.",
-        effect=f"An exact gradient; a truncated one would be off by {lost:.2g} or more.",
+        effect=f"An exact gradient; one truncated there is off by {lost:.2g}.",
         predicted=lost,
         option=f"ux.BPTT(system, horizon={case.horizon})",
         command=f"--estimator bptt --horizon {case.horizon}",
