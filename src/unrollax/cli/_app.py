@@ -50,7 +50,7 @@ def train(
     std: Annotated[float | None, typer.Option(help="Standard deviation of an evolution strategy's noise.")] = None,
     directions: Annotated[int | None, typer.Option(help="Directions of forward-gradient or uoro.")] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="sgd, momentum, nesterov, adam, adamw, rmsprop, adagrad or lion.")
+        str | None, typer.Option(help="sgd, momentum, adam, muon, shampoo, soap, ...; see docs/optimizers.md.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates to make.")] = None,

@@ -31,7 +31,21 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
 }
 # Options with a flag of their own; the others are set with --set estimator.KEY=VALUE.
 FLAGS = ("window", "horizon", "pairs", "std", "directions")
-OPTIMIZERS = ("adagrad", "adam", "adamw", "lion", "momentum", "nesterov", "rmsprop", "sgd")
+OPTIMIZERS = (
+    "adagrad",
+    "adagrad-plain",
+    "adam",
+    "adamw",
+    "heavy-ball",
+    "lion",
+    "momentum",
+    "muon",
+    "nesterov",
+    "rmsprop",
+    "sgd",
+    "shampoo",
+    "soap",
+)
 
 
 class UsageError(Exception):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import optax
 from unrollax import estimators
 from unrollax._errors import InvalidArgument
 from unrollax._experiment import Episodes, Experiment
+from unrollax._optimizer import optimizer
 from unrollax._system import rows_of
 from unrollax._types import GradientEstimator
 from unrollax.cli._config import (
@@ -43,18 +43,7 @@ CLASSES: dict[str, Any] = {
     "implicit": estimators.Implicit,
 }
 WHOLE = ("bptt", "full-es")  # a call is a horizon
-MAKERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "adagrad": optax.adagrad,
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "lion": optax.lion,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
-}
 DEFAULTS = {"pairs": 32, "std": 0.03, "directions": 16}
-RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "adagrad": 0.01}  # the others: 1e-3
 
 
 def load(config: RunConfig) -> Experiment:
@@ -158,5 +147,4 @@ def resolved(config: RunConfig, experiment: Experiment) -> RunConfig:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the named optimizer (Adam if only a learning rate was given)."""
-    name = config.name or "adam"
-    return MAKERS[name](config.lr or RATES.get(name, 1e-3))
+    return optimizer(config.name or "adam", config.lr)

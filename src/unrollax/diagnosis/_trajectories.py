@@ -15,6 +15,7 @@ from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import describe
 from unrollax.diagnosis._text import aligned, plain
+from unrollax.optimizers import adagrad_plain, momentum
 
 GRID = 61  # points of the contour along each axis
 START = (-7.0, 2.0)
@@ -84,8 +85,8 @@ def _defaults() -> dict[str, optax.GradientTransformation]:
     """Return the five optimizers, in the forms and with the names that `trajectories` documents."""
     return {
         "GD": optax.sgd(0.95),
-        "momentum": optax.chain(optax.ema(0.9, debias=False), optax.scale(-1.0)),
-        "AdaGrad": optax.adagrad(1.5, initial_accumulator_value=0.0, eps=0.0),
+        "momentum": momentum(1.0),
+        "AdaGrad": adagrad_plain(1.5),
         "RMSProp": optax.rmsprop(0.1, decay=0.99, eps=1e-8),
         "Adam": optax.adam(0.3),
     }

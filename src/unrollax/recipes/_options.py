@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from unrollax.recipes._idx import ENDS, PARTS, Fault, shapes
 
 ALPHABET = "alphabet.json"  # in the run folder of `text`: its characters by their codes, as one string
 Cell = Literal["lstm", "gru", "rnn", "mingru"]
@@ -100,6 +102,66 @@ class TemporalOrder(_Task):
     """The order of two symbols far apart among others; reports accuracy."""
 
 
+def _is_images(data: str) -> str:
+    """Answer wrong files before JAX is imported, as far as their headers tell."""
+    if data in PIXELS:
+        return data
+    if not Path(data).is_dir():
+        names = " and ".join(part + ENDS[0] for part in PARTS)
+        raise ValueError(f"it must be {', '.join(PIXELS)} or a folder that holds {names}")
+    try:
+        shapes(data)
+    except Fault as fault:
+        must, got, remedy = fault.parts
+        raise ValueError(f"{must}, not {got}: {remedy[0].lower()}{remedy[1:].rstrip('.')}") from fault
+    return data
+
+
+PIXELS = {"curves": 784, "digits": 64}
+ImageData = Annotated[str, AfterValidator(_is_images)]
+
+
+class Autoencoder(Options):
+    """A deep autoencoder of generated curves, digits or MNIST's files; reports cross-entropy and squared error."""
+
+    data: ImageData = Field("curves", description="curves, digits, or a folder of IDX files, such as MNIST's")
+    sizes: str = Field(
+        "", description="units from the pixels to the code, mirrored behind it; 784-250-125-60-15, of digits 64-48-24-8"
+    )
+    transfer: Literal["tanh", "relu"] = Field("tanh", description="tanh or relu; the code and the pixels are linear")
+    initial: Literal["auto", "glorot", "he", "sparse"] = Field(
+        "auto", description="how weights start: glorot, he or sparse (15 to a unit); auto: he before relu, else glorot"
+    )
+    batch: int = Field(500, ge=1, description="images to an update")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of RMSProp, decayed to 0 by a cosine")
+
+    @field_validator("sizes")
+    @classmethod
+    def _are_sizes(cls, sizes: str, info: ValidationInfo) -> str:
+        if not sizes or "data" not in info.data:
+            return sizes
+        if not all(part.isdecimal() and int(part) for part in sizes.split("-")) or "-" not in sizes:
+            raise ValueError("sizes must be two or more whole numbers from 1 with dashes between, as 784-250-125-60-15")
+        pixels = pixels_of(info.data["data"])
+        if int(sizes.split("-")[0]) != pixels:
+            raise ValueError(f"sizes must begin with the {pixels} pixels of an image")
+        return sizes
+
+    def widths(self) -> tuple[int, ...]:
+        """Return the units of each layer from the pixels to the code."""
+        pixels = pixels_of(self.data)
+        default = "64-48-24-8" if pixels == PIXELS["digits"] else f"{pixels}-250-125-60-15"
+        return tuple(map(int, (self.sizes or default).split("-")))
+
+
+def pixels_of(data: str) -> int:
+    """Return the pixels of an image of the data that an option names."""
+    if data in PIXELS:
+        return PIXELS[data]
+    _, rows, columns = shapes(data)[0]
+    return rows * columns
+
+
 class Recipe(NamedTuple):
     """A recipe: what can be set, and the module whose `build(options, seed, steps)` makes the experiment."""
 
@@ -109,6 +171,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "adding": Recipe(Adding, "unrollax.recipes._tasks"),
+    "autoencoder": Recipe(Autoencoder, "unrollax.recipes._autoencoder"),
     "copy": Recipe(Copy, "unrollax.recipes._tasks"),
     "forecast": Recipe(Forecast, "unrollax.recipes._forecast"),
     "sequential-digits": Recipe(SequentialDigits, "unrollax.recipes._digits"),

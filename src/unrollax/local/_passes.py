@@ -1,0 +1,51 @@
+"""One pass through a net, forward and back: what each layer saw, and where the loss of each example would have it go."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from unrollax._types import Data, Params, Scalar
+from unrollax.local._layered import Loss, check_one_each, losses_of, run_layer, two
+
+
+class Seen(NamedTuple):
+    """A batch, layer by layer.
+
+    Attributes:
+        loss: the mean loss.
+        inputs: what each layer's `pre` was given.
+        outputs: each layer's y.
+        slopes: each layer's d loss_i / d a, of each example's own loss, in the shape of y.
+        batch: examples.
+    """
+
+    loss: Scalar
+    inputs: list[Any]
+    outputs: list[Any]
+    slopes: list[Any]
+    batch: int
+
+
+def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: list[Params], data: Data) -> Seen:
+    """Run a batch forward, and pull back the loss to all pre-activations; not to the parameters, which costs a third more.
+
+    The derivative at a pre-activation is that at a number that is added to it, 0 here.
+    """
+    check_one_each(owner, layers, params)
+    x, target = two(owner, data)
+
+    def run(nudges: list[Any]) -> tuple[Scalar, tuple[Scalar, list[Any], list[Any]]]:
+        y, inputs, outputs = x, [], []
+        for index, (layer, own, nudge) in enumerate(zip(layers, params, nudges, strict=True)):
+            y, seen = run_layer(owner, index, layer, own, y, nudge)
+            inputs.append(seen)
+            outputs.append(y)
+        losses = losses_of(owner, loss, y, target)
+        return losses.sum(), (losses.mean(), inputs, outputs)
+
+    shapes = jax.eval_shape(lambda: run([None] * len(layers))[1][2])
+    slopes, (mean, inputs, outputs) = jax.grad(run, has_aux=True)([jnp.zeros(one.shape, one.dtype) for one in shapes])
+    return Seen(mean, inputs, outputs, slopes, len(outputs[-1]))
