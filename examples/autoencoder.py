@@ -52,6 +52,7 @@ from unrollax.recipes._options import Autoencoder
 
 QUICK = {"data": "digits", "steps": 100, "trials": 3, "seeds": 2, "seconds": "0.5,1"}
 USUAL = {"data": "curves", "steps": 400, "trials": 8, "seeds": 3, "seconds": "15,60"}
+PAPER_STEPS = 10  # local steps of the paper's LocoProp
 REST = (0.001, 0.3)  # 1 - the decay of an average
 
 
@@ -87,16 +88,32 @@ def methods(net: Any, batch: int) -> dict[str, Method]:
 
 
 def second_order(net: Any, estimator: Callable[..., Method]) -> dict[str, Method]:
-    """Return the methods that see the net's layers."""
-    found = {}
-    if hasattr(ux, "KFAC"):
-        found["kfac"] = estimator(lambda damping: ux.KFAC(net, damping=damping), damping=(1.0, 1000.0))
-        found["kfac-fixed"] = estimator(
+    """Return the methods that see the net's layers: LocoProp's variants by what solves the layers' problems, and K-FAC."""
+
+    def loco(make: Callable[..., Any], variant: str, steps: int, targets: str = "natural") -> Callable[..., Any]:
+        """Return LocoProp with the inner solver that `make` makes of the settings; `reach` is its own."""
+
+        def made(reach: Any = 1.0, **settings: Any) -> Any:
+            return ux.LocoProp(net.layers, net.loss, variant, make(**settings), steps, reach, targets=targets)
+
+        return made
+
+    # The paper's: RMSProp on the local loss, whose rate falls to 0 over the local steps.
+    paper = lambda lr: optax.rmsprop(optax.linear_schedule(lr, 0.0, PAPER_STEPS))
+    curved = {"trust": (0.03, 3.0), "damping": (0.01, 1.0)}
+    rates = {"lr": (3e-5, 3e-3), "reach": (1.0, 100.0)}
+    return {
+        "locoprop-s": estimator(loco(lambda **settings: ux.Curvature(**settings), "S", 1), **curved),
+        "locoprop-m": estimator(loco(lambda **settings: ux.Curvature(**settings), "M", 3), **curved),
+        "locoprop-s-paper": estimator(loco(paper, "S", PAPER_STEPS, "gradient"), **rates),
+        "locoprop-m-paper": estimator(loco(paper, "M", PAPER_STEPS, "gradient"), **rates),
+        "kfac": estimator(lambda damping: ux.KFAC(net, damping=damping), damping=(1.0, 1000.0)),
+        "kfac-fixed": estimator(
             lambda damping, lr: ux.KFAC(net, damping=damping, lr=lr, momentum=0.9, adapt=False),
             damping=(1.0, 1000.0),
             lr=(0.01, 1.0),
-        )
-    return found
+        ),
+    }
 
 
 def course(options: Autoencoder, *, decay: bool) -> tuple[Any, Course, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The autoencoder: net, losses, batches and scores against literal ones, and the race of methods against literal loops."""
 
 import base64
+import dataclasses
 import importlib
 import io
 import itertools
@@ -11,12 +12,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import unrollax as ux
-from unrollax._experiment import Windows
+from unrollax._experiment import in_windows
 from unrollax.cli._app import app
 from unrollax.recipes import _autoencoder, _images
 from unrollax.recipes._options import Autoencoder
@@ -90,14 +92,26 @@ def test_batches_are_training_images_drawn_anew_with_themselves_as_targets(exper
     assert not np.array_equal(experiment.params[0]["w"], other.params[0]["w"])
 
 
-def test_an_update_follows_the_literal_gradient_of_the_mean_loss_of_its_batch(experiment):
+def test_one_gradient_step_on_the_local_problems_follows_the_literal_gradient_of_the_mean_loss(experiment):
     x, _ = experiment.data(0, 20)
-    state = experiment.estimator.init(jax.random.key(0), experiment.params)
-    _, estimate = experiment.estimator.estimate(experiment.params, state, (x, x))
+    step = dataclasses.replace(experiment.estimator, inner=optax.sgd(1.0), targets="gradient")
+    state = step.init(jax.random.key(0), experiment.params)
+    _, estimate = step.estimate(experiment.params, state, (x, x))
     target = np.asarray(x, float)
     logits = literal_logits(experiment.params, target)
     assert estimate.loss == pytest.approx(literal_losses(logits, target).mean(), rel=1e-6)
     np.testing.assert_allclose(estimate.grad[3]["b"], (sigmoid(logits) - target).mean(0), atol=1e-6)
+
+
+def test_the_steps_of_locoprop_shrink_from_lr_to_0_in_a_line():
+    experiment = _autoencoder.build(OPTIONS.model_copy(update={"lr": 0.5}), seed=0, steps=4)
+    assert isinstance(experiment.estimator, ux.LocoProp)
+    one = jnp.float32(1)
+    state, shares = experiment.optimizer.init(one), []
+    for _ in range(4):
+        update, state = experiment.optimizer.update(one, state)
+        shares.append(float(-update))
+    np.testing.assert_allclose(shares, [0.5, 0.375, 0.25, 0.125], rtol=1e-6)
 
 
 def test_scores_are_those_of_literal_losses_over_all_images(experiment):
@@ -138,10 +152,10 @@ def test_the_picture_shows_test_images_from_the_best_to_the_worst_above_what_is_
 
 
 def test_a_short_run_learns():
-    experiment = _autoencoder.build(OPTIONS.model_copy(update={"lr": 5e-3}), seed=0, steps=200)
+    experiment = _autoencoder.build(OPTIONS, seed=0, steps=60)
     before = experiment.evaluate(experiment.params)["test cross-entropy"]
-    estimator, optimizer, data = experiment.estimator, experiment.optimizer, Windows(experiment.data, 20)
-    run = ux.fit(estimator, optimizer, experiment.params, data, key=jax.random.key(0), steps=200)
+    data = in_windows(experiment.data, experiment.estimator)
+    run = ux.fit(experiment.estimator, experiment.optimizer, experiment.params, data, key=jax.random.key(0), steps=60)
     assert experiment.evaluate(run.params)["test cross-entropy"] < 0.75 * before
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import unrollax as ux
 from unrollax.cli import _train
 from unrollax.cli._app import app
-from unrollax.cli._config import ESTIMATORS
+from unrollax.cli._names import ESTIMATORS
 
 MINE = """
 import jax.numpy as jnp

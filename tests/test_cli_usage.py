@@ -20,7 +20,8 @@ import unrollax as ux
 from unrollax import _optimizer
 from unrollax.cli import _target
 from unrollax.cli._app import app
-from unrollax.cli._config import ESTIMATORS, OPTIMIZERS, EstimatorConfig, OptimizerConfig, resolve
+from unrollax.cli._config import resolve
+from unrollax.cli._names import ALL, ESTIMATORS, LAYERWISE, OPTIMIZERS, EstimatorConfig, OptimizerConfig
 from unrollax.cli._progress import ProgressLine
 
 MINE = """
@@ -100,7 +101,7 @@ def command(*arguments):
         ("train mine.py:3x", "'3x' is no Python name."),
         (
             "train nowhere.py:x",
-            "no file nowhere.py. A target is a recipe (adding, copy, forecast, ",
+            "no file nowhere.py. A target is a recipe (adding, autoencoder, copy, forecast, ",
         ),
         ("train gone.toml", "gone.toml: No such file or directory."),
     ],
@@ -185,7 +186,12 @@ def test_the_tables_of_names_agree_with_each_other_and_with_the_classes():
         fields = {field.name for field in dataclasses.fields(_target.CLASSES[name])}
         fields -= {"window"} if name in _target.WHOLE else set()
         assert set(options) == fields & set(EstimatorConfig.model_fields), name
-    assert set(EstimatorConfig.model_fields) == {"name"}.union(*ESTIMATORS.values())
+    assert list(_target.LAYERED) == list(LAYERWISE)
+    inner = {field.name for field in dataclasses.fields(ux.Curvature)} | {"inner_lr"}
+    for name, more in {"locoprop": inner, "kfac": set()}.items():
+        fields = {field.name for field in dataclasses.fields(_target.LAYERED[name])} - {"layers", "loss", "net"}
+        assert set(LAYERWISE[name]) == fields | more, name
+    assert set(EstimatorConfig.model_fields) == {"name"}.union(*ALL.values())
 
 
 @pytest.mark.parametrize("optimizer", ["shampoo", "momentum"])

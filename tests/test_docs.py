@@ -30,7 +30,7 @@ def test_the_readmes_own_experiment_trains_under_every_estimator(tmp_path, monke
     from typer.testing import CliRunner
 
     from unrollax.cli._app import app
-    from unrollax.cli._config import ESTIMATORS
+    from unrollax.cli._names import ESTIMATORS
 
     block = next(block.values[1] for block in BLOCKS if "def decay" in block.values[1])
     (tmp_path / "mine.py").write_text(block, encoding="utf-8")

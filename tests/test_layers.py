@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "unrollax"
-FAMILIES = ("diagnosis", "estimators", "kernels", "readings", "recipes", "systems")
+FAMILIES = ("diagnosis", "estimators", "kernels", "local", "optimizers", "readings", "recipes", "systems")
 HEAVY = {"jax", "jaxlib", "optax", "numpy", "matplotlib", "safetensors", "sklearn"}
 # What runs before the arguments are known to be right.
 LIGHT = (
@@ -21,10 +21,12 @@ LIGHT = (
     "unrollax.cli._app",
     "unrollax.cli._config",
     "unrollax.cli._failure",
+    "unrollax.cli._names",
     "unrollax.cli._study",
     "unrollax.cli._study_app",
     "unrollax.cli._text_run",
     "unrollax.recipes",
+    "unrollax.recipes._idx",
     "unrollax.recipes._options",
 )
 
@@ -122,8 +124,24 @@ SHARED = {
         "_trajectory",
     },
     "kernels": {"_layers", "_recurrence", "_sequence"},
+    "local": {
+        "_conv",
+        "_curvature",
+        "_dense",
+        "_descent",
+        "_flax_modules",
+        "_from_modules",
+        "_initial",
+        "_layered",
+        "_layers",
+        "_natural",
+        "_passes",
+        "_problem",
+        "_transfers",
+    },
+    "optimizers": {"_checks", "_curvature", "_factors", "_net", "_sides"},
     "systems": {"_checks", "_frames", "_initial", "_scan"},
-    "recipes": {"_baselines", "_common", "_options", "_series"},
+    "recipes": {"_baselines", "_common", "_idx", "_images", "_options", "_series"},
 }
 
 

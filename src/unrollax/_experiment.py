@@ -90,3 +90,11 @@ class Windows:
     def __call__(self, step: Any) -> Data:
         """Return window number `step`."""
         return self.stream(step * self.window, self.window)
+
+
+def in_windows(data: Any, estimator: GradientEstimator) -> Any:
+    """Return an experiment's data as `fit` takes them: a stream by windows of the estimator, or else of whole episodes."""
+    if not callable(data) or isinstance(data, Windows):
+        return data
+    window = getattr(estimator, "window", None)
+    return Windows(data, window or (data.horizon if isinstance(data, Episodes) else 1))

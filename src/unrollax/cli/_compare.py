@@ -10,7 +10,7 @@ import optax
 from unrollax._experiment import Experiment
 from unrollax._system import cut
 from unrollax._types import GradientEstimator
-from unrollax.cli._config import ESTIMATORS, EstimatorConfig
+from unrollax.cli._names import ESTIMATORS, EstimatorConfig
 from unrollax.cli._study import CompareConfig, Output, StudyConfig, check_windows
 from unrollax.cli._study_run import Measure, Study, key_of, run_study
 from unrollax.cli._subject import Subject

@@ -4,92 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from unrollax._errors import nearest, nearest_multiple
+from unrollax.cli._names import ALL, CURVATURE, LAYERWISE, OPTIMIZERS, EstimatorConfig, OptimizerConfig, Strict, flag
 from unrollax.recipes._options import RECIPES, Recipe
-
-# Which options each estimator takes; a test holds them against the classes.
-_EVOLUTION = ("window", "horizon", "pairs", "std", "stagger", "shaping", "control", "noise")
-ESTIMATORS: dict[str, tuple[str, ...]] = {
-    "bptt": ("horizon", "memory"),
-    "tbptt": ("window", "horizon", "overlap", "memory"),
-    "randomized-tbptt": ("window", "horizon", "survival"),
-    "rtrl": ("window", "horizon", "mode"),
-    "snap": ("window", "horizon", "order"),
-    "uoro": ("window", "horizon", "directions"),
-    "forward-gradient": ("window", "horizon", "directions", "resample"),
-    "es": _EVOLUTION,
-    "full-es": _EVOLUTION[1:],
-    "pes": _EVOLUTION,
-    "nres": _EVOLUTION,
-    "es-single": _EVOLUTION,
-    "guided-es": (*_EVOLUTION, "subspace", "alpha"),
-    "implicit": ("window", "horizon", "solver", "terms", "tol"),
-}
-# Options with a flag of their own; the others are set with --set estimator.KEY=VALUE.
-FLAGS = ("window", "horizon", "pairs", "std", "directions")
-OPTIMIZERS = (
-    "adagrad",
-    "adagrad-plain",
-    "adam",
-    "adamw",
-    "heavy-ball",
-    "lion",
-    "momentum",
-    "muon",
-    "nesterov",
-    "rmsprop",
-    "sgd",
-    "shampoo",
-    "soap",
-)
 
 
 class UsageError(Exception):
     """An argument that can't be used."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class EstimatorConfig(_Strict):
-    """An estimator by name; what is `None` is left to the target."""
-
-    name: str | None = None
-    window: int | None = Field(None, ge=1)
-    horizon: int | None = Field(None, ge=1)
-    pairs: int | None = Field(None, ge=1)
-    std: float | None = Field(None, gt=0)
-    directions: int | None = Field(None, ge=1)
-    stagger: bool | None = None
-    shaping: Literal["rank", "centred"] | None = None
-    control: Literal["analytic"] | None = None
-    noise: Literal["stored", "regenerated"] | None = None
-    memory: int | str | None = None
-    overlap: int | None = Field(None, ge=0)
-    survival: float | None = Field(None, gt=0, le=1)
-    mode: Literal["auto", "forward", "reverse"] | None = None
-    order: int | None = Field(None, ge=1)
-    resample: bool | None = None
-    subspace: int | None = Field(None, ge=1)
-    alpha: float | None = Field(None, gt=0, le=1)
-    solver: Literal["gmres", "neumann", "one-step", "dense"] | None = None
-    terms: int | None = Field(None, ge=1)
-    tol: float | None = Field(None, gt=0)
-
-
-class OptimizerConfig(_Strict):
-    """An optimizer by name; what is `None` is left to the target."""
-
-    name: str | None = None
-    lr: float | None = Field(None, gt=0)
-
-
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """All that `run.toml` holds."""
 
     target: str
@@ -97,7 +25,7 @@ class RunConfig(_Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     estimator: EstimatorConfig = EstimatorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     def to_toml(self) -> dict[str, Any]:
         """Return what is written to `run.toml`: TOML has no null, so what is left to the target is left out."""
@@ -131,11 +59,6 @@ def _strings(target: str) -> set[str]:
     return {option for option, field in fields.items() if field.annotation is str}
 
 
-def flag(option: str) -> str:
-    """Return how an estimator's option is given."""
-    return f"--{option}" if option in FLAGS else f"--set estimator.{option}"
-
-
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -165,8 +88,8 @@ def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunC
         if not isinstance(base.setdefault(table, {}), dict):
             raise UsageError(f"{target}: {table} must be a table, got {base[table]!r}.")
     chosen = given["estimator"]["name"]
-    if chosen in ESTIMATORS:  # what an earlier run gave to another estimator is left behind
-        others = set(EstimatorConfig.model_fields) - set(ESTIMATORS[chosen])
+    if chosen in ALL:  # what an earlier run gave to another estimator is left behind
+        others = set(EstimatorConfig.model_fields) - set(ALL[chosen])
         base["estimator"] = {key: item for key, item in base["estimator"].items() if key not in others}
     for table in ("estimator", "optimizer"):
         base[table] = {**base[table], **{key: item for key, item in given[table].items() if item is not None}}
@@ -191,9 +114,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _move_lr(config: RunConfig) -> None:
-    """Give the learning rate to a recipe that has an option for it, unless it is that of an optimizer that was named."""
+    """Give the learning rate to a recipe that has an option for it, unless it is that of an optimizer that was named.
+
+    One for gradients is none for the directions of LocoProp, and the other way round.
+    """
     lr = config.optimizer.lr if config.optimizer.name is None else None
-    if lr is not None and not is_file_target(config.target) and "lr" in find_recipe(config.target).options.model_fields:
+    if lr is None or is_file_target(config.target):
+        return
+    recipe, name = find_recipe(config.target), config.estimator.name
+    if "lr" in recipe.options.model_fields and (name is None or (name in LAYERWISE) == recipe.layerwise):
         config.options["lr"], config.optimizer.lr = lr, None
 
 
@@ -214,13 +143,14 @@ def check_target(target: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_names(config: RunConfig) -> None:
     name = config.estimator.name
-    if name is not None and name not in ESTIMATORS:
-        raise UsageError(f"no estimator is called {name!r}. {nearest(name, ESTIMATORS)}")
+    if name is not None and name not in ALL:
+        raise UsageError(f"no estimator is called {name!r}. {nearest(name, ALL)}")
     if name is not None:
-        taken = ESTIMATORS[name]
+        taken = ALL[name]
         wrong = [key for key, item in config.estimator if key != "name" and item is not None and key not in taken]
         if wrong:
             raise UsageError(f"{name} takes no {flag(wrong[0])}. It takes {', '.join(map(flag, taken))}.")
+    _check_inner(config.estimator)
     window, horizon = config.estimator.window, config.estimator.horizon
     if window and horizon and horizon % window:
         near = nearest_multiple(horizon, window)
@@ -230,6 +160,21 @@ def _check_names(config: RunConfig) -> None:
     chosen = config.optimizer.name
     if chosen is not None and chosen not in OPTIMIZERS:
         raise UsageError(f"no optimizer is called {chosen!r}. {nearest(chosen, OPTIMIZERS)}")
+
+
+def _check_inner(estimator: EstimatorConfig) -> None:
+    """Answer an inner solver of LocoProp that there is not, and options that it doesn't take."""
+    inner = estimator.inner
+    known = ("curvature", "spectral", *OPTIMIZERS)
+    if inner is not None and inner not in known:
+        raise UsageError(f"no inner solver is called {inner!r}. {nearest(inner, known)}")
+    given = {key for key, item in estimator if item is not None}
+    wrong = sorted(given & ({"inner_lr"} if inner == "curvature" else set(CURVATURE) if inner else set()))
+    if wrong:
+        takes = ", ".join(map(flag, CURVATURE)) if inner == "curvature" else flag("inner_lr")
+        raise UsageError(f"inner={inner} takes no {flag(wrong[0])}. It takes {takes}.")
+    if inner == "spectral" and estimator.inner_lr is None:
+        raise UsageError(f"inner=spectral needs {flag('inner_lr')}, the rate of its steps. For example 0.05.")
 
 
 def validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:

@@ -6,16 +6,22 @@ import re
 from collections.abc import Callable
 
 from unrollax._diagnose import Diagnosis, diagnose
+from unrollax._errors import InvalidArgument
 from unrollax._experiment import Episodes, Experiment
 from unrollax.cli._study import Output, StudyConfig
 from unrollax.cli._study_run import Measure, Study, key_of, run_study
 from unrollax.cli._subject import Subject
+from unrollax.diagnosis import depth_flow
+from unrollax.local import Layered
 
 
 def diagnose_target(config: StudyConfig, verify: bool, output: Output, train: str) -> int:
     """Diagnose a target and return the exit code; `train` is the command that trains it as it is."""
 
     def prepare(subject: Subject) -> Measure:
+        if isinstance(subject.system, Layered):
+            return _depth_of(subject.system, subject, verify)
+
         def measure(observe: Callable[[str], None]) -> Diagnosis:
             found = diagnose(
                 subject.system,
@@ -31,6 +37,15 @@ def diagnose_target(config: StudyConfig, verify: bool, output: Output, train: st
         return measure
 
     return run_study(Study("diagnose", "diagnosis.json", prepare), config, output)
+
+
+def _depth_of(net: Layered, subject: Subject, verify: bool) -> Measure:
+    """Follow the gradient back through a net's layers: between the examples of a batch, its steps, nothing goes on."""
+    if verify:
+        raise InvalidArgument("--verify is for systems with a state: a net of layers is followed through its depth.")
+    x, target = subject.data
+    loss = lambda y: net.loss(y, target).mean()
+    return lambda _: depth_flow(net.layers, subject.params, x, loss)
 
 
 def _with_commands(found: Diagnosis, experiment: Experiment | None, train: str) -> Diagnosis:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from unrollax._errors import nearest
-from unrollax.cli._config import ESTIMATORS, EstimatorConfig, UsageError, check_target, flag, is_file_target, validate
+from unrollax.cli._config import UsageError, check_target, is_file_target, validate
+from unrollax.cli._names import ESTIMATORS, LAYERWISE, EstimatorConfig, flag
 
 Number = TypeVar("Number", int, float)
 
@@ -135,6 +136,11 @@ def nearest_divisors(number: int, near: int) -> list[int]:
 
 def _parse_spec(spec: str) -> tuple[str, int | None]:
     name, colon, window = spec.partition(":")
+    if name in LAYERWISE:
+        raise UsageError(
+            f"{name} can't be compared: its directions are no gradients. See how it trains: "
+            f"unrollax train TARGET --estimator {name}"
+        )
     if name not in ESTIMATORS:
         raise UsageError(f"no estimator is called {name!r}. {nearest(name, ESTIMATORS)}")
     if not colon:

@@ -16,15 +16,11 @@ from unrollax._experiment import Episodes, Experiment
 from unrollax._optimizer import optimizer
 from unrollax._system import rows_of
 from unrollax._types import GradientEstimator
-from unrollax.cli._config import (
-    ESTIMATORS,
-    EstimatorConfig,
-    OptimizerConfig,
-    RunConfig,
-    flag,
-    is_file_target,
-)
+from unrollax.cli._config import RunConfig, is_file_target
+from unrollax.cli._layerwise import CLASSES as LAYERED
+from unrollax.cli._layerwise import by_batches, make_layerwise, options_of, whole_steps
 from unrollax.cli._load import from_file, from_recipe
+from unrollax.cli._names import ALL, ESTIMATORS, LAYERWISE, EstimatorConfig, OptimizerConfig, flag
 
 CLASSES: dict[str, Any] = {
     "bptt": estimators.BPTT,
@@ -50,10 +46,17 @@ def load(config: RunConfig) -> Experiment:
     """Return the target's experiment, with the estimator and optimizer that the configuration names."""
     experiment = _from_file(config) if is_file_target(config.target) else from_recipe(config)
     _check_window(config.estimator.window, experiment)
+    own = name_of(experiment.estimator) in LAYERWISE
     if config.estimator.model_dump(exclude_none=True):
-        experiment = experiment._replace(estimator=make_estimator(config.estimator, experiment))
+        chosen = make_estimator(config.estimator, experiment)
+        experiment = (by_batches(experiment) if name_of(chosen) in LAYERWISE else experiment)._replace(estimator=chosen)
     _check_horizon(experiment)
-    if config.optimizer.model_dump(exclude_none=True):
+    layerwise = name_of(experiment.estimator) in LAYERWISE
+    given = config.optimizer.model_dump(exclude_none=True)
+    if layerwise and ("lr" in given or not own) and config.optimizer.name is None:
+        made = whole_steps(experiment.estimator, config.optimizer.lr, config.steps or experiment.steps)
+        experiment = experiment._replace(optimizer=made)
+    elif given or layerwise != own:  # rates for directions are none for gradients
         experiment = experiment._replace(optimizer=make_optimizer(config.optimizer))
     return experiment
 
@@ -70,6 +73,8 @@ def _check_window(window: int | None, experiment: Experiment) -> None:
 
 def _check_horizon(experiment: Experiment) -> None:
     """Refuse resets that fall into the middle of an episode."""
+    if name_of(experiment.estimator) in LAYERWISE:
+        return  # a window is an episode
     horizon = getattr(experiment.estimator, "horizon", None)
     if isinstance(experiment.data, Episodes) and horizon != experiment.data.horizon:
         raise InvalidArgument(
@@ -94,10 +99,14 @@ def make_estimator(config: EstimatorConfig, experiment: Experiment) -> GradientE
     if name is None:
         raise InvalidArgument(f"the target's own {type(own).__name__} has no options here. Name one with --estimator.")
     given = config.model_dump(exclude_none=True, exclude={"name"})
-    wrong = [key for key in given if key not in ESTIMATORS[name]]
+    wrong = [key for key in given if key not in ALL[name]]
     if wrong:
-        raise InvalidArgument(f"{name} takes no {flag(wrong[0])}. It takes {', '.join(map(flag, ESTIMATORS[name]))}.")
+        raise InvalidArgument(f"{name} takes no {flag(wrong[0])}. It takes {', '.join(map(flag, ALL[name]))}.")
+    if name in LAYERWISE:
+        return make_layerwise(name, given, experiment)
     window, horizon = getattr(own, "window", None), getattr(own, "horizon", None)
+    if horizon is None and isinstance(experiment.data, Episodes):
+        horizon = experiment.data.horizon
     if horizon is None and "horizon" not in given and (name in WHOLE or name == "randomized-tbptt"):
         raise InvalidArgument(f"{name} needs --horizon: the target is an endless stream.")
     horizon = given.get("horizon", horizon)
@@ -123,7 +132,7 @@ def _one_step(name: str, data: Any) -> Any:
 
 def name_of(estimator: Any) -> str | None:
     """Return the name that the command line has for an estimator, or `None`."""
-    return next((name for name, cls in CLASSES.items() if type(estimator) is cls), None)
+    return next((name for name, cls in (CLASSES | LAYERED).items() if type(estimator) is cls), None)
 
 
 def _window(window: int | None, horizon: int | None) -> int | None:
@@ -139,6 +148,11 @@ def resolved(config: RunConfig, experiment: Experiment) -> RunConfig:
     config = config.model_copy(update={"steps": config.steps or experiment.steps})
     if name is None:
         return config  # the target's own estimator follows its options, also those set when the run is repeated
+    if name in LAYERWISE:
+        given = config.estimator.model_dump(exclude_none=True)
+        return config.model_copy(
+            update={"estimator": EstimatorConfig.model_validate({**options_of(own, given), "name": name})}
+        )
     used = {key: getattr(own, key) for key in ESTIMATORS[name]}
     # A width that is no number, such as a schedule, is the target's own, which a repeated run builds again.
     plain = {key: item for key, item in used.items() if isinstance(item, (bool, int, float, str))}

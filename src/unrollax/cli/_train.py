@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from unrollax._errors import Diverged, InvalidArgument
-from unrollax._experiment import Experiment, Windows
+from unrollax._experiment import Experiment, in_windows
 from unrollax._figures import Plot
 from unrollax._report import Curve, render, score_plots
 from unrollax._run import RunFolder, plain
@@ -75,8 +75,7 @@ class _Run:
 
     def _fit(self) -> Failure | None:
         experiment = self.experiment
-        window = getattr(experiment.estimator, "window", 1)
-        data = Windows(experiment.data, window) if callable(experiment.data) else experiment.data
+        data = in_windows(experiment.data, experiment.estimator)
         every = _whole_episodes(max(1, min(100, self.steps // BLOCKS)), experiment.estimator)
         try:
             with ProgressLine(self.quiet) as self.line:

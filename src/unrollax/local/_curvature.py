@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 from jax.scipy.sparse.linalg import cg
 
 from unrollax._check import FROM_ZERO_TO_ONE, NOT_NEGATIVE, POSITIVE, check_counts, check_number
 from unrollax._errors import InvalidArgument
+from unrollax._inverse import damped_inverse
 from unrollax._types import Params
 from unrollax._value import static, value
-from unrollax.local._problem import How, Problem, Solution, is_squared, local_gradient, rows_of
+from unrollax.local._problem import How, Problem, Solution, in_kinds_of, is_squared, local_gradient
 
 EARLY = 10  # batches at the start for each of which the inverses are made anew: activations change fastest there
 
@@ -61,20 +61,21 @@ class Curvature:
     What makes it cheap: all units of a layer share P, it is made anew only every `every` batches, from an average of C, and
     a step is then one product beyond the gradient's.
 
-    Cost of a batch: one product `[n, n] [n, m]` a layer, and every `every` batches (the first 10 too) X^T X, a Cholesky
-    factorisation and two triangular solves, about 2.3 n^3 operations.
+    Cost of a batch: one product `[n, n] [n, m]` a layer, and every `every` batches (the first 10 too) X^T X and an
+    inverse, about 3 n^3 operations.
     State: two matrices `[n, n]` a layer, of n inputs and a bias; one without `memory`, none with `iterations`.
     Use it when: n is up to some thousands. Avoid it when: it is more, or use `iterations`.
 
     Args:
-        damping: added to the curvature, in units of its mean eigenvalue. Larger: closer to the gradient.
+        damping: added to the curvature, in units of its mean eigenvalue. Larger: closer to the gradient. With 0, and no
+            pull, C must have full rank: more rows than inputs.
         every: batches between two inversions.
         memory: decay in (0, 1) of the average of C, an inversion; 0: C of the last batch alone.
         trust: bound on r^2 <P G, gradient>, summed over layers, r the reach that is used: the largest up to `reach` that
             keeps it. For `targets="natural"` that is twice the Kullback-Leibler divergence of the step as the curvatures
             predict it. `None`: r = reach.
         iterations: solve by so many steps of conjugate gradients on each batch, and keep no matrices; `every` and `memory`
-            are then not used. `None`: by Cholesky factorisation.
+            are then not used. `None`: by inverses.
 
     Raises:
         InvalidArgument: a number out of range, or a count that is no positive whole number.
@@ -87,7 +88,7 @@ class Curvature:
         >>> loco = ux.LocoProp(layers, loss, variant="S", inner=closed_form, targets="gradient", pull=0.1)
         >>> params = ux.layered(layers, loss).params(jax.random.key(0))
         >>> state = loco.init(jax.random.key(1), params)
-        >>> state, estimate = loco.estimate(params, state, (jnp.ones((16, 4)), jnp.zeros((16, 2))))
+        >>> state, estimate = jax.jit(loco.estimate)(params, state, (jnp.ones((16, 4)), jnp.zeros((16, 2))))
         >>> estimate.grad[0]["w"].shape
         (4, 8)
 
@@ -95,8 +96,8 @@ class Curvature:
     the Institute of Statistical Mathematics 1988 (the quadratic bound).
     """
 
-    damping: Any = 0.1
-    every: int = static(default=5)
+    damping: Any = 0.03
+    every: int = static(default=10)
     memory: Any = 0.8
     trust: Any = 0.3
     iterations: int | None = static(default=None)
@@ -116,9 +117,16 @@ class Curvature:
         made = [layer.matrix(own) for layer, own in zip(layers, params, strict=True)]
         squares = [jnp.zeros((len(one), len(one)), _wide(one.dtype)) for one in made]
         none = [jnp.zeros((), one.dtype) for one in squares]
-        averages = self._averages()
-        kept = self.iterations is None and (averages or self.every > 1)
+        self._check_used()
+        direct = self.iterations is None
+        averages, kept = direct and self._averages(), direct and self.every > 1
         return CurvatureState(zero, zero, squares if averages else none, squares if kept else none)
+
+    def _check_used(self) -> None:
+        check_number("Curvature", "damping", self.damping, NOT_NEGATIVE, used=True)
+        check_number("Curvature", "memory", self.memory, FROM_ZERO_TO_ONE, used=True)
+        if self.trust is not None:
+            check_number("Curvature", "trust", self.trust, POSITIVE, used=True)
 
     def solve(self, problems: list[Problem], state: CurvatureState, how: How) -> Solution:
         """Solve all layers' problems; see `Solver`."""
@@ -126,9 +134,10 @@ class Curvature:
         slopes = [_slope(problem, how) for problem in problems]
         steps: list[Callable[[jax.Array], jax.Array]]
         if self.iterations is None:
-            inverses, state = self._inverses(seen, slopes, state, how)
+            inverses, after = self._inverses(seen, slopes, state, how)
             steps = [inverse.__matmul__ for inverse in inverses]
         else:
+            after = state
             steps = [partial(self._iterate, rows, slope, how) for rows, slope in zip(seen, slopes, strict=True)]
         first = [step(rows.towards) for step, rows in zip(steps, seen, strict=True)]
         reach = self._reach(how, sum((u * rows.gradient).sum() for u, rows in zip(first, seen, strict=True)))
@@ -136,7 +145,8 @@ class Curvature:
             self._later(problem, how, reach, step, reach * u)
             for problem, step, u in zip(problems, steps, first, strict=True)
         ]
-        return [_as_params(problem, u) for problem, u in zip(problems, moved, strict=True)], state, reach
+        found = [_as_params(problem, u) for problem, u in zip(problems, moved, strict=True)]
+        return found, after._replace(t=state.t + 1), reach
 
     def _later(self, problem: Problem, how: How, reach: Any, step: Any, moved: jax.Array) -> jax.Array:
         """Make the steps after the first one, where the loss isn't squared: there it has done all."""
@@ -152,15 +162,15 @@ class Curvature:
         return jax.lax.fori_loop(1, how.steps, again, moved)
 
     def _reach(self, how: How, product: Any) -> jax.Array:
-        reach = jnp.asarray(how.reach)
+        reach = jnp.asarray(how.reach, product.dtype)
         if self.trust is None:
             return reach
         tiny = float(jnp.finfo(product.dtype).tiny)  # type: ignore[no-untyped-call]
         largest = jnp.sqrt(self.trust / jnp.maximum(product, tiny))
-        return jnp.minimum(reach, largest)
+        return jnp.minimum(reach, largest.astype(reach.dtype))
 
     def _averages(self) -> bool:
-        """Whether covariances are averaged: unless memory is known to be 0."""
+        """Whether covariances are averaged: unless memory is known to be 0, which it is at `init` or nowhere."""
         return isinstance(self.memory, jax.core.Tracer) or self.memory != 0
 
     def _inverses(
@@ -170,30 +180,27 @@ class Curvature:
 
         def renew(state: CurvatureState) -> CurvatureState:
             covariances = [rows.features.T @ rows.features / rows.batch for rows in seen]
-            if self._averages():
+            if averages:
                 share = jnp.minimum(self.memory, state.averaged / (state.averaged + 1.0))
                 covariances = [
                     old + ((1 - share) * (new - old)).astype(old.dtype)
                     for old, new in zip(state.covariances, covariances, strict=True)
                 ]
-            inverses = [self._invert(slope * c, how) for slope, c in zip(slopes, covariances, strict=True)]
-            kept = covariances if self._averages() else state.covariances
-            return CurvatureState(state.t, state.averaged + 1, kept, inverses)
+            inverses = [
+                self._invert(slope * c, how).astype(old.dtype)
+                for slope, c, old in zip(slopes, covariances, state.inverses, strict=True)
+            ]
+            return CurvatureState(state.t, state.averaged + 1, covariances if averages else state.covariances, inverses)
 
-        if state.inverses[0].ndim == 0:
-            return renew(state).inverses, state._replace(t=state.t + 1)
+        averages = state.covariances[0].ndim > 0  # in a compiled program memory may be unknown, but not what was made
         if self.every == 1:
-            state = renew(state)
-        else:
-            state = jax.lax.cond((state.t % self.every == 0) | (state.t < EARLY), renew, lambda now: now, state)
-        return state.inverses, state._replace(t=state.t + 1)
+            after = renew(state)
+            return after.inverses, after._replace(inverses=state.inverses)
+        state = jax.lax.cond((state.t % self.every == 0) | (state.t < EARLY), renew, lambda now: now, state)
+        return state.inverses, state
 
     def _invert(self, curvature: jax.Array, how: How) -> jax.Array:
-        eye = jnp.eye(len(curvature), dtype=curvature.dtype)
-        found: jax.Array = cho_solve(
-            cho_factor(curvature + self._added(jnp.trace(curvature), len(eye), how) * eye), eye
-        )
-        return found
+        return damped_inverse(curvature, self._added(jnp.trace(curvature), len(curvature), how))
 
     def _added(self, trace: Any, n: int, how: How) -> Any:
         return how.pull + self.damping * trace / n
@@ -202,8 +209,10 @@ class Curvature:
         """Return P gradient by conjugate gradients, through products with the features."""
         x = rows.features
         added = self._added(slope * jnp.square(x).sum() / rows.batch, x.shape[1], how)
-        product = lambda u: slope * (x.T @ (x @ u)) / rows.batch + added * u
-        found: jax.Array = cg(product, gradient, tol=0.0, maxiter=self.iterations)[0]
+        product = lambda u: (slope * (x.T @ (x @ u)) / rows.batch + added * u).astype(u.dtype)
+        largest = jnp.abs(gradient).max()  # whose square must not over- or underflow
+        unit = jnp.where(largest > 0, largest, 1)
+        found: jax.Array = unit * cg(product, gradient / unit, tol=0.0, maxiter=self.iterations)[0]
         return found
 
 
@@ -212,12 +221,14 @@ def _wide(kind: Any) -> Any:
 
 
 def _rows(problem: Problem) -> Rows:
-    features, move, batch = rows_of(problem)
-    x = features.astype(_wide(features.dtype))
-    towards = x.T @ move.astype(x.dtype) / batch
-    same = problem.move is problem.slope
-    gradient = towards if same else x.T @ problem.slope.reshape(move.shape).astype(x.dtype) / batch
-    return Rows(x, towards, gradient, batch)
+    """Return the problem as matrices; the units' scales are put on the product with their slopes, not on all rows of them."""
+    features, slope = problem.layer.features(problem.inputs), problem.slope
+    x, batch = features.astype(_wide(features.dtype)), len(slope)
+    gradient = x.T @ slope.reshape(-1, slope.shape[-1]).astype(x.dtype) / batch
+    if problem.scale is None:
+        return Rows(x, gradient, gradient, batch)
+    scale = problem.scale[None].astype(x.dtype)
+    return Rows(x, gradient * scale * scale, gradient, batch)
 
 
 def _slope(problem: Problem, how: How) -> Any:
@@ -236,5 +247,4 @@ def _slope(problem: Problem, how: How) -> Any:
 
 def _as_params(problem: Problem, moved: jax.Array) -> Params:
     """Return a matrix as params, in their dtypes."""
-    found = problem.layer.from_matrix(moved)
-    return jax.tree.map(lambda new, like: new.astype(like.dtype), found, problem.params)
+    return in_kinds_of(problem.params, problem.layer.from_matrix(moved))

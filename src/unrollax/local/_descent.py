@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from unrollax._check import POSITIVE, check_number
+from unrollax._errors import InvalidArgument
 from unrollax._types import Params, State
 from unrollax._value import static, value
 from unrollax.local._problem import (
@@ -18,6 +19,7 @@ from unrollax.local._problem import (
     first_gradient,
     gram_gradient,
     gram_pays,
+    in_kinds_of,
     local_gradient,
     rows_of,
     side_by_side,
@@ -54,7 +56,15 @@ class Descent:
         return jax.tree.map(jnp.subtract, problem.params, params)
 
     def _update(self, params: Params, state: State, grad: Params) -> tuple[Params, State]:
-        updates, state = self.optimizer.update(grad, state, params)
+        try:
+            updates, state = self.optimizer.update(grad, state, params)
+        except TypeError as error:
+            if "keyword-only" not in str(error):
+                raise
+            raise InvalidArgument(
+                f"LocoProp: inner must update params from their gradient alone, got an optimizer that also needs losses: "
+                f"{error}. Take one without a line search, such as optax.rmsprop(1e-3)."
+            ) from error
         return optax.apply_updates(params, updates), state
 
 
@@ -87,7 +97,7 @@ class SpectralFilter:
         >>> loco = ux.LocoProp(layers, loss, variant="S", inner=ux.SpectralFilter(0.05), steps=64)
         >>> params = ux.layered(layers, loss).params(jax.random.key(0))
         >>> state = loco.init(jax.random.key(1), params)
-        >>> state, estimate = loco.estimate(params, state, (jnp.ones((16, 4)), jnp.zeros((16, 2))))
+        >>> state, estimate = jax.jit(loco.estimate)(params, state, (jnp.ones((16, 4)), jnp.zeros((16, 2))))
         >>> estimate.grad[0]["w"].shape
         (4, 8)
 
@@ -101,6 +111,7 @@ class SpectralFilter:
 
     def init(self, layers: list[Any], params: list[Params]) -> State:
         """Return nothing: each batch starts anew."""
+        check_number("SpectralFilter", "lr", self.lr, POSITIVE, used=True)
         return ()
 
     def solve(self, problems: list[Problem], state: State, how: How) -> Solution:
@@ -111,10 +122,8 @@ class SpectralFilter:
     def _one(self, problem: Problem, how: How) -> Params:
         features, move, batch = rows_of(problem)
         curvature = features.T @ features / batch + how.pull * jnp.eye(features.shape[1], dtype=features.dtype)
-        found: Params = problem.layer.from_matrix(
-            how.reach * (spectral_filter(curvature, self.lr, how.steps) @ (features.T @ move / batch))
-        )
-        return found
+        moved = how.reach * (spectral_filter(curvature, self.lr, how.steps) @ (features.T @ move / batch))
+        return in_kinds_of(problem.params, problem.layer.from_matrix(moved))
 
 
 def spectral_filter(curvature: jax.Array, lr: Any, steps: int) -> jax.Array:

@@ -46,7 +46,7 @@ class LocoInfo(NamedTuple):
     Attributes:
         nonfinite: 1 if the mean loss was NaN or infinite, else 0.
         reach: the reach that was used: less than asked for where `Curvature(trust=)` bounds it.
-        moved: `[layers]` norm of a layer's change over that of its parameters.
+        moved: `[layers with params]` norm of a layer's change over that of its parameters.
     """
 
     nonfinite: Scalar
@@ -140,6 +140,8 @@ class LocoProp:
 
     def init(self, key: Key, params: list[Params]) -> LocoState:
         """Return the state before the first batch."""
+        check_number(OWNER, "reach", self.reach, POSITIVE, used=True)
+        check_number(OWNER, "pull", self.pull, NOT_NEGATIVE, used=True)
         params = check_params(OWNER, params)
         layers, own = self._trained(params)
         rms = []
@@ -155,22 +157,23 @@ class LocoProp:
         seen = run_and_pull_back(OWNER, self.layers, self.loss, params, data)
         at = _with_params(params)
         t = state.t + 1
-        moves, rms = [seen.slopes[index] for index in at], state.rms
+        scales: list[Any] = [None] * len(at)
+        rms = state.rms
         if self.targets == "natural":
-            both = [natural(move, old, t) for move, old in zip(moves, rms, strict=True)]
-            moves, rms = [move for move, _ in both], [new for _, new in both]
+            both = [natural(seen.slopes[index], old, t) for index, old in zip(at, rms, strict=True)]
+            scales, rms = [scale for scale, _ in both], [new for _, new in both]
         problems = [
             Problem(
-                self.layers[index], params[index], seen.inputs[index], seen.outputs[index], move, seen.slopes[index]
+                self.layers[index], params[index], seen.inputs[index], seen.outputs[index], seen.slopes[index], scale
             )
-            for index, move in zip(at, moves, strict=True)
+            for index, scale in zip(at, scales, strict=True)
         ]
         moved, inner, reach = self.inner.solve(
             problems, state.inner, How(self.variant, self.steps, self.reach, self.pull)
         )
-        grad = list(params)  # keeps the places of layers without params
-        for index, one in zip(at, moved, strict=True):
-            grad[index] = one
+        grad = jax.tree.unflatten(
+            jax.tree.structure(params), jax.tree.leaves(moved)
+        )  # with the places of those without
         info = LocoInfo(share_nonfinite(seen.loss), reach, _relative(moved, [params[index] for index in at]))
         return LocoState(t, rms, inner), Estimate(seen.loss, grad, info)
 
@@ -187,7 +190,16 @@ class LocoProp:
                         f"{show(self.layers[index])} without. Take targets='gradient' and an optax optimizer as inner, or "
                         "give it these three."
                     )
+                _check_matrix(index, self.layers[index], params[index])
         return [self.layers[index] for index in at], [params[index] for index in at]
+
+
+def _check_matrix(index: int, layer: Any, params: Params) -> None:
+    """Raise unless a linear layer takes these params; the message names its place."""
+    try:
+        jax.eval_shape(layer.matrix, params)
+    except StructureError as error:
+        raise StructureError(f"{OWNER}: layers[{index}]: {error}") from None
 
 
 def _with_params(params: list[Params]) -> list[int]:
@@ -224,14 +236,14 @@ def _check_matching(layers: tuple[Any, ...]) -> None:
     """Raise unless each transfer has a matching loss, and none but the last is a softmax."""
     for index, layer in enumerate(layers):
         transfer = getattr(layer, "transfer", None)
-        name = getattr(transfer, "name", None)
+        got = getattr(transfer, "name", None) or getattr(transfer, "__qualname__", None) or repr(transfer)
         where = f"{OWNER}: layers[{index}], {show(layer)},"
         if not isinstance(transfer, Transfer) or transfer.potential is None:
             raise InvalidArgument(
-                f"{where} must have a transfer with a matching loss for variant='M', got {name or transfer!r}. Give it one, "
+                f"{where} must have a transfer with a matching loss for variant='M', got {got}. Give it one, "
                 "Transfer(name, function, potential), or take variant='S', which needs none."
             )
-        if name == "softmax" and index + 1 < len(layers):
+        if transfer.name == "softmax" and index + 1 < len(layers):
             raise InvalidArgument(
                 f"{where} must not be a softmax unless it is the last, for variant='M': targets beside the simplex are those "
                 "of no pre-activation. Take variant='S', or another transfer there."

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 
 DECAY = 0.95  # of the averages, a batch
 FLOOR = 0.1  # of the layer's mean square, added to that of a unit
+LOOK = 8  # examples that say how large the numbers are
 
 
-def natural(slope: Any, rms: jax.Array, t: Any) -> tuple[Any, jax.Array]:
-    """Return a layer's move and the units' root mean squares after this batch, the one that makes it `t`.
+def natural(slope: Any, rms: jax.Array, t: Any) -> tuple[jax.Array, jax.Array]:
+    """Return what to multiply the units' gradients by, twice, and their root mean squares after this batch, the `t`-th.
 
-    move = g / (v + v.mean() / 10), v the averaged square of the unit's g. With the loss a negative log-likelihood v is the
-    unit's Fisher information for its pre-activation. Squares are taken of ratios, so that what is representable as g is as v.
+    It is `1 / sqrt(v + v.mean() / 10)`, v the averaged square of a unit's gradient g: with the loss a negative
+    log-likelihood, its Fisher information for the unit's pre-activation. Squares are taken of ratios to numbers of like
+    size, so that gradients far below the root of the smallest float still count; hence a root is returned, too.
 
     Args:
         slope: g, `[batch, ..., m]`.
@@ -23,16 +25,21 @@ def natural(slope: Any, rms: jax.Array, t: Any) -> tuple[Any, jax.Array]:
         t: batches in them, this one included.
     """
     rows = slope.reshape(-1, slope.shape[-1]).astype(rms.dtype)
-    top = _or_one(jnp.abs(rows).max(axis=0))
-    now = top * jnp.sqrt(jnp.square(rows / top[None]).mean(axis=0))
-    larger = _or_one(jnp.maximum(rms, now))
+    quick = _root_mean_square(rows, jnp.abs(rows[:LOOK]).max())
+    misled = ~jnp.isfinite(quick).all() | (quick.max() == 0)  # by examples that are not like the others
+    now = jax.lax.cond(misled, lambda: _root_mean_square(rows, jnp.abs(rows).max()), lambda: quick)
+    larger = _or_one(jnp.maximum(rms.max(), now.max()))
     rms = larger * jnp.sqrt(DECAY * jnp.square(rms / larger) + (1 - DECAY) * jnp.square(now / larger))
     fair = rms / jnp.sqrt(1 - DECAY ** t.astype(rms.dtype))
     unit = _or_one(fair.max())
     squares = jnp.square(fair / unit)
-    scale = 1 / jnp.maximum(squares + FLOOR * squares.mean(), _tiny(rms.dtype))
-    move = (rows / unit) * (scale / unit)[None]
-    return move.reshape(slope.shape).astype(slope.dtype), rms
+    return jax.lax.rsqrt(jnp.maximum(squares + FLOOR * squares.mean(), _tiny(rms.dtype))) / unit, rms
+
+
+def _root_mean_square(rows: jax.Array, size: jax.Array) -> jax.Array:
+    """Return that of each unit, by squares of ratios to `size`."""
+    unit = _or_one(size)
+    return unit * jnp.sqrt(jnp.square(rows / unit).mean(axis=0))
 
 
 def _tiny(kind: Any) -> float:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrollax._errors import StructureError
+from unrollax._tree import describe, leaves_with_names
 from unrollax._types import Data, Params, Scalar
 from unrollax.local._layered import Loss, check_one_each, losses_of, run_layer, two
 
@@ -19,14 +21,12 @@ class Seen(NamedTuple):
         inputs: what each layer's `pre` was given.
         outputs: each layer's y.
         slopes: each layer's d loss_i / d a, of each example's own loss, in the shape of y.
-        batch: examples.
     """
 
     loss: Scalar
     inputs: list[Any]
     outputs: list[Any]
     slopes: list[Any]
-    batch: int
 
 
 def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: list[Params], data: Data) -> Seen:
@@ -36,6 +36,7 @@ def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: l
     """
     check_one_each(owner, layers, params)
     x, target = two(owner, data)
+    _check_batch(owner, data)
 
     def run(nudges: list[Any]) -> tuple[Scalar, tuple[Scalar, list[Any], list[Any]]]:
         y, inputs, outputs = x, [], []
@@ -48,4 +49,16 @@ def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: l
 
     shapes = jax.eval_shape(lambda: run([None] * len(layers))[1][2])
     slopes, (mean, inputs, outputs) = jax.grad(run, has_aux=True)([jnp.zeros(one.shape, one.dtype) for one in shapes])
-    return Seen(mean, inputs, outputs, slopes, len(outputs[-1]))
+    return Seen(mean, inputs, outputs, slopes)
+
+
+def _check_batch(owner: str, data: Data) -> None:
+    """Raise unless all leaves of data have as many examples, and at least one."""
+    named = leaves_with_names(data)
+    batch = max((jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)), default=0)
+    for name, leaf in named:
+        if not batch or jnp.shape(leaf)[:1] != (batch,):
+            raise StructureError(
+                f"{owner}: data leaf {name} must be [batch, ...], {f'here [{batch}, ...]' if batch else 'of some examples'}, "
+                f"got {describe(leaf)}. Pair each x with its target."
+            )

@@ -22,16 +22,24 @@ class Problem(NamedTuple):
         params: its parameters, W_0.
         inputs: what its `pre` sees.
         outputs: its y at W_0.
-        move: the direction of the targets, `[batch, ..., m]`: they lie at `a - reach move` or `y - reach move`.
-        slope: d loss_i / d a, which is `move` unless the targets are natural ones.
+        slope: d loss_i / d a, `[batch, ..., m]`.
+        scale: `[m]` what the units' slopes are multiplied by, twice, for natural targets; else `None`.
     """
 
     layer: Any
     params: Params
     inputs: Any
     outputs: Any
-    move: Any
     slope: Any
+    scale: Any
+
+    @property
+    def move(self) -> Any:
+        """The direction of the targets, `[batch, ..., m]`: they lie at `a - reach move` or `y - reach move`."""
+        if self.scale is None:
+            return self.slope
+        scale = self.scale.reshape((1,) * (self.slope.ndim - 1) + (-1,))
+        return (self.slope * scale * scale).astype(self.slope.dtype)
 
 
 class How(NamedTuple):
@@ -66,7 +74,7 @@ def local_gradient(problem: Problem, how: How, reach: Any) -> Callable[[Params],
     With e = a - (a_0 - reach move) in S and e = f(a) - (y_0 - reach move) in M, it is the mean over the batch of e pulled
     back to the params, plus `pull (W - W_0)`.
     """
-    layer, start, batch = problem.layer, problem.params, len(problem.move)
+    layer, start, batch = problem.layer, problem.params, len(problem.slope)
     squared = is_squared(problem, how.variant)
     identity = getattr(layer.transfer, "name", None) == "identity"
     at_start = problem.outputs if identity or not squared else layer.pre(start, problem.inputs)
@@ -74,23 +82,24 @@ def local_gradient(problem: Problem, how: How, reach: Any) -> Callable[[Params],
 
     def gradient(params: Params) -> Params:
         a, back = jax.vjp(lambda own: layer.pre(own, problem.inputs), params)
-        (found,) = back(((a if squared else layer.transfer(a)) - aim) / batch)
-        return jax.tree.map(lambda g, new, old: g + how.pull * (new - old), found, params, start)
+        (found,) = back((((a if squared else layer.transfer(a)) - aim) / batch).astype(a.dtype))
+        return in_kinds_of(params, jax.tree.map(lambda g, new, old: g + how.pull * (new - old), found, params, start))
 
     return gradient
 
 
 def first_gradient(problem: Problem, reach: Any) -> Params:
     """Return the local gradient where the steps start, in either variant: `reach` times the mean of the pulled-back move."""
-    back = jax.vjp(lambda own: problem.layer.pre(own, problem.inputs), problem.params)[1]
-    found: Params = back(reach * problem.move / len(problem.move))[0]
+    a, back = jax.vjp(lambda own: problem.layer.pre(own, problem.inputs), problem.params)
+    found: Params = back((reach * problem.move / len(problem.slope)).astype(a.dtype))[0]
     return found
 
 
 def rows_of(problem: Problem) -> tuple[jax.Array, jax.Array, int]:
-    """Return the features `[rows, n]` and moves `[rows, m]` of a layer that is linear in its params, and the batch."""
-    move = problem.move
-    return problem.layer.features(problem.inputs), move.reshape(-1, move.shape[-1]), len(move)
+    """Return features `[rows, n]` and moves `[rows, m]` of a linear layer, in at least float32, and the batch."""
+    move, features = problem.move, problem.layer.features(problem.inputs)
+    x, rows = (one.astype(jnp.promote_types(one.dtype, jnp.float32)) for one in (features, move))
+    return x, rows.reshape(-1, move.shape[-1]), len(move)
 
 
 def gram_gradient(problem: Problem, how: How, reach: Any) -> Callable[[Params], Params]:
@@ -105,10 +114,14 @@ def gram_gradient(problem: Problem, how: How, reach: Any) -> Callable[[Params], 
 
     def gradient(params: Params) -> Params:
         away = layer.matrix(params) - start
-        found: Params = layer.from_matrix(covariance @ away + how.pull * away + towards)
-        return found
+        return in_kinds_of(params, layer.from_matrix(covariance @ away + how.pull * away + towards))
 
     return gradient
+
+
+def in_kinds_of(params: Params, found: Params) -> Params:
+    """Return a tree like params in their dtypes: data, or a number such as reach, may be of a wider one."""
+    return jax.tree.map(lambda new, like: new.astype(like.dtype), found, params)
 
 
 def gram_pays(problem: Problem, how: How) -> bool:

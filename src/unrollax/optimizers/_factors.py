@@ -7,9 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrollax._inverse import damped_inverse
 from unrollax._types import Scalar
-
-SMALL = 64  # rows that LAPACK inverts by itself
 
 
 class Factors(NamedTuple):
@@ -64,27 +63,4 @@ def apply_inverse(inverse: Factors, grad: jax.Array) -> jax.Array:
 
 
 def _inverse(factor: jax.Array, more: Scalar) -> jax.Array:
-    more = more.astype(factor.dtype)
-    if factor.ndim == 1:
-        return 1 / (factor + more)
-    least = 30 * jnp.finfo(factor.dtype).eps * jnp.trace(factor)  # below it, rounding makes Schur complements negative
-    more = jnp.maximum(more, least.astype(factor.dtype))
-    return inverse_by_blocks(factor + more * jnp.eye(len(factor), dtype=factor.dtype))
-
-
-def inverse_by_blocks(matrix: jax.Array) -> jax.Array:
-    """Return the inverse of a positive definite matrix, by halves down to small ones, which leaves matrix products.
-
-    LAPACK's own threads and XLA's, which runs several layers at once, slow each other down: in one trial by 30 times.
-    """
-    half = len(matrix) // 2
-    if len(matrix) <= SMALL:
-        return jax.scipy.linalg.cho_solve(
-            jax.scipy.linalg.cho_factor(matrix, lower=True), jnp.eye(len(matrix), dtype=matrix.dtype)
-        )
-    across, corner = matrix[:half, half:], matrix[half:, half:]
-    first = inverse_by_blocks(matrix[:half, :half])
-    gain = first @ across
-    second = inverse_by_blocks(corner - across.T @ gain)
-    side = gain @ second
-    return jnp.block([[first + side @ gain.T, -side], [-side.T, second]])
+    return 1 / (factor + more.astype(factor.dtype)) if factor.ndim == 1 else damped_inverse(factor, more)

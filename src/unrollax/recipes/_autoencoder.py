@@ -8,7 +8,11 @@ and the squared error summed over the pixels, which is what papers often report.
     unrollax train autoencoder                                                      # CURVES, 784-250-125-60-15 mirrored
     unrollax train autoencoder --set data=digits                                    # seconds
     unrollax train autoencoder --set data=mnist --set sizes=784-1000-500-250-30     # the folder mnist/ holds MNIST's files
-    unrollax train autoencoder --estimator bptt --optimizer adam --lr 0.001         # a first-order method
+    unrollax train autoencoder --set estimator.variant=M --set estimator.steps=3    # the other LocoProp
+    unrollax train autoencoder --estimator bptt --optimizer rmsprop --lr 1e-3       # backpropagation, first order
+
+It is trained by LocoProp (variant S in closed form, natural targets), whose steps shrink to 0 in a line. `--lr` is the share
+of a whole step that is made at first; how long a whole step is, says `--set estimator.trust=`, 0.3 unless it is given.
 
 A folder holds `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, as they are or as `.gz`; labels are not read.
 `examples/autoencoder.py` races all methods on this net.
@@ -33,8 +37,7 @@ import optax
 from unrollax._experiment import Artifact, Experiment, episodes
 from unrollax._types import Params
 from unrollax._value import static, value
-from unrollax.estimators import BPTT
-from unrollax.local import Layered, dense_layers, layered
+from unrollax.local import Layered, LocoProp, dense_layers, layered
 from unrollax.recipes._images import load
 from unrollax.recipes._options import Autoencoder
 
@@ -98,8 +101,8 @@ def build(options: Autoencoder, seed: int, steps: int | None) -> Experiment:
     steps = steps or STEPS
     return Experiment(
         system=system,
-        estimator=BPTT(system, options.batch),
-        optimizer=optax.rmsprop(optax.cosine_decay_schedule(options.lr, steps)),
+        estimator=LocoProp(system.layers, system.loss),
+        optimizer=optax.sgd(optax.linear_schedule(options.lr, 0.0, steps)),
         params=jax.jit(system.params)(start),
         data=episodes(Batches(train, draws, options.batch), options.batch),
         evaluate=lambda params: scores(system, params, train[:SCORED], test),

@@ -133,7 +133,7 @@ class Autoencoder(Options):
         "auto", description="how weights start: glorot, he or sparse (15 to a unit); auto: he before relu, else glorot"
     )
     batch: int = Field(500, ge=1, description="images to an update")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of RMSProp, decayed to 0 by a cosine")
+    lr: float = Field(1.0, gt=0, description="share of LocoProp's steps that is made at first, decayed to 0 in a line")
 
     @field_validator("sizes")
     @classmethod
@@ -163,15 +163,19 @@ def pixels_of(data: str) -> int:
 
 
 class Recipe(NamedTuple):
-    """A recipe: what can be set, and the module whose `build(options, seed, steps)` makes the experiment."""
+    """A recipe: what can be set, and the module whose `build(options, seed, steps)` makes the experiment.
+
+    `layerwise` says that its own estimator is one of layers, such as LocoProp, whose rates are none for gradients.
+    """
 
     options: type[Options]
     module: str
+    layerwise: bool = False
 
 
 RECIPES = {
     "adding": Recipe(Adding, "unrollax.recipes._tasks"),
-    "autoencoder": Recipe(Autoencoder, "unrollax.recipes._autoencoder"),
+    "autoencoder": Recipe(Autoencoder, "unrollax.recipes._autoencoder", layerwise=True),
     "copy": Recipe(Copy, "unrollax.recipes._tasks"),
     "forecast": Recipe(Forecast, "unrollax.recipes._forecast"),
     "sequential-digits": Recipe(SequentialDigits, "unrollax.recipes._digits"),
