@@ -76,7 +76,7 @@ def methods(net: Any, batch: int) -> dict[str, Method]:
             lambda lr, start: optax.adagrad(lr, initial_accumulator_value=start), (1e-3, 1e-1), start=(1e-6, 1.0)
         ),
         "rmsprop": optimizer(lambda lr, rest: optax.rmsprop(lr, decay=1 - rest), (1e-4, 1e-2), rest=REST),
-        "adam": optimizer(lambda lr, rest: optax.adam(lr, b2=1 - rest), (1e-4, 3e-2), rest=REST),
+        "adam": optimizer(lambda lr, rest: optax.adam(lr, b2=1 - rest), (3e-4, 3e-2), rest=REST),
         "lion": optimizer(lambda lr, rest: optax.lion(lr, b2=1 - rest), (1e-5, 1e-2), rest=REST),
         "muon": optimizer(
             lambda lr, rest: optax.contrib.muon(lr, beta=1 - rest, consistent_rms=0.2), (1e-3, 1e-1), rest=(0.01, 0.3)
@@ -100,17 +100,21 @@ def second_order(net: Any, estimator: Callable[..., Method]) -> dict[str, Method
 
     # The paper's: RMSProp on the local loss, whose rate falls to 0 over the local steps.
     paper = lambda lr: optax.rmsprop(optax.linear_schedule(lr, 0.0, PAPER_STEPS))
-    curved = {"trust": (0.03, 3.0), "damping": (0.01, 1.0)}
+    curved = {"trust": (0.1, 30.0), "damping": (0.003, 0.3)}
     rates = {"lr": (3e-5, 3e-3), "reach": (1.0, 100.0)}
+    nesterov = loco(lambda **settings: ux.Curvature(every=5, **settings), "S", 1)
     return {
         "locoprop-s": estimator(loco(lambda **settings: ux.Curvature(**settings), "S", 1), **curved),
+        "locoprop-s-nesterov": Method(
+            lambda settings: ux.Training(nesterov(**settings), optax.sgd(1.0, 0.5, True)), curved
+        ),
         "locoprop-m": estimator(loco(lambda **settings: ux.Curvature(**settings), "M", 3), **curved),
         "locoprop-s-paper": estimator(loco(paper, "S", PAPER_STEPS, "gradient"), **rates),
         "locoprop-m-paper": estimator(loco(paper, "M", PAPER_STEPS, "gradient"), **rates),
-        "kfac": estimator(lambda damping: ux.KFAC(net, damping=damping), damping=(1.0, 1000.0)),
+        "kfac": estimator(lambda damping: ux.KFAC(net, damping=damping), damping=(0.03, 100.0)),
         "kfac-fixed": estimator(
             lambda damping, lr: ux.KFAC(net, damping=damping, lr=lr, momentum=0.9, adapt=False),
-            damping=(1.0, 1000.0),
+            damping=(0.3, 100.0),
             lr=(0.01, 1.0),
         ),
     }

@@ -7,8 +7,8 @@ float64) the outputs of two examples are the same number. The task is as easy as
 - `sgd`, `adam`, `muon`: the gradient, as it is; with the size of each weight's; with the size of each matrix's.
 - `gradient`, `natural`: LocoProp-S in closed form. Natural targets divide by the mean square of a unit's gradient, and where
   that has shrunk by 4^-k, targets lie 4^k too far away: the first layers saturate in one step.
-- `even`: LocoProp-S whose targets lie at the same distance in each layer: each unit's g divided by its root mean square.
-- `even gradient`: the same g, and a gradient step rather than the solved local problem.
+- `normalized`: LocoProp-S whose targets lie at the same distance in each layer: each unit's g over its root mean square.
+- `normalized gradient`: the same targets, and a gradient step rather than the solved local problem.
 
     .venv/bin/python examples/deep_sigmoid.py             # 10, 20, 30 and 50 layers, some minutes
     .venv/bin/python examples/deep_sigmoid.py --quick     # 20 layers
@@ -19,7 +19,7 @@ References: Hochreiter, Diploma thesis, TU Munich 1991; Glorot and Bengio, AISTA
 from __future__ import annotations
 
 import argparse
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,68 +30,8 @@ from _layerwise import cross_entropy
 import unrollax as ux
 from unrollax.recipes._digits import load
 
-DECAY = 0.95  # of the averaged squares, a batch
-FLOOR = 0.1  # of a layer's mean square, added to that of a unit
 REACH = 0.1
 DEPTHS, QUICK = "10,20,30,50", "20"
-
-
-class EvenState(NamedTuple):
-    """LocoProp's state, the batches so far, and each layer's root mean squares of g."""
-
-    loco: Any
-    t: jax.Array
-    rms: list[jax.Array]
-
-
-@ux.value
-class Even:
-    """LocoProp-S with targets at one distance: `a - reach g / rms(g)`, unit by unit, however far g has vanished.
-
-    The least-squares solution is linear in the targets, so that the units' factors may as well multiply its columns.
-    """
-
-    loco: Any  # with gradient targets, and one step
-
-    def init(self, key: Any, params: Any) -> EvenState:
-        """Return the state before the first batch."""
-        rms = [jnp.zeros_like(one["b"]) for one in params]
-        return EvenState(self.loco.init(key, params), jnp.int32(0), rms)
-
-    def estimate(self, params: Any, state: EvenState, data: Any) -> tuple[EvenState, ux.Estimate]:
-        """Return old minus new params."""
-        inner, estimate = self.loco.estimate(params, state.loco, data)
-        t = state.t + 1
-        rms = [averaged(old, slope) for old, slope in zip(state.rms, self.slopes(params, data), strict=True)]
-        scales = [scale(one / jnp.sqrt(1 - DECAY ** t.astype(one.dtype))) for one in rms]
-        grad = [{"w": one["w"] * s[None], "b": one["b"] * s} for one, s in zip(estimate.grad, scales, strict=True)]
-        return EvenState(inner, t, rms), estimate._replace(grad=grad)
-
-    def slopes(self, params: Any, data: Any) -> list[jax.Array]:
-        """Return g = d loss_i / d a of each layer, `[batch, m]`: the derivative at a number that is added to a, 0 here."""
-        x, target = data
-
-        def loss(nudges: list[jax.Array]) -> jax.Array:
-            y = x
-            for layer, own, nudge in zip(self.loco.layers, params, nudges, strict=True):
-                y, _ = layer.forward(own, y, nudge)
-            return self.loco.loss(y, target).sum()
-
-        return jax.grad(loss)([jnp.zeros((len(x), layer.outputs), x.dtype) for layer in self.loco.layers])
-
-
-def averaged(rms: jax.Array, slope: jax.Array) -> jax.Array:
-    """Return root mean squares with those of a batch counted in; squares are of ratios, as those of 1e-30 underflow."""
-    size = jnp.maximum(jnp.abs(slope).max(), rms.max())
-    size = jnp.where(size > 0, size, 1)
-    return size * jnp.sqrt(DECAY * (rms / size) ** 2 + (1 - DECAY) * ((slope / size) ** 2).mean(0))
-
-
-def scale(rms: jax.Array) -> jax.Array:
-    """Return what the units' gradients are multiplied by."""
-    size = jnp.where(rms.max() > 0, rms.max(), 1)
-    squares = (rms / size) ** 2
-    return 1 / jnp.sqrt(jnp.maximum(squares + FLOOR * squares.mean(), jnp.finfo(rms.dtype).tiny)) / size
 
 
 def task(classes: int, per_class: int, dtype: Any) -> tuple[Any, Any]:
@@ -121,7 +61,7 @@ def methods(net: ux.Layered, batch: int, steps: int, damping: float) -> dict[str
     bptt = ux.BPTT(net, horizon=batch)
     rate = lambda lr: optax.linear_schedule(lr, 0.0, steps)
 
-    def loco(inner: Any, targets: str = "gradient") -> ux.LocoProp:
+    def loco(inner: Any, targets: str) -> ux.LocoProp:
         return ux.LocoProp(net.layers, net.loss, "S", inner, reach=REACH, targets=targets)
 
     curved = ux.Curvature(damping=damping, trust=None)
@@ -129,10 +69,10 @@ def methods(net: ux.Layered, batch: int, steps: int, damping: float) -> dict[str
         "sgd": ux.Training(bptt, optax.sgd(rate(1.0))),
         "adam": ux.Training(bptt, optax.adam(rate(0.01))),
         "muon": ux.Training(bptt, ux.optimizer("muon", rate(0.02))),
-        "gradient": ux.Training(loco(curved), optax.sgd(rate(1.0))),
+        "gradient": ux.Training(loco(curved, "gradient"), optax.sgd(rate(1.0))),
         "natural": ux.Training(ux.LocoProp(net.layers, net.loss), optax.sgd(rate(1.0))),
-        "even": ux.Training(Even(loco(curved)), optax.sgd(rate(1.0))),
-        "even gradient": ux.Training(Even(loco(optax.sgd(1.0))), optax.sgd(rate(1.0))),
+        "normalized": ux.Training(loco(curved, "normalized"), optax.sgd(rate(1.0))),
+        "normalized gradient": ux.Training(loco(optax.sgd(1.0), "normalized"), optax.sgd(rate(1.0))),
     }
 
 

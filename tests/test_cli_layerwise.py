@@ -116,7 +116,7 @@ def test_any_optimizer_solves_local_problems_by_its_name():
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_directions_are_applied_whole_and_natural_ones_shrink_to_0():
+def test_directions_are_applied_whole_and_those_that_keep_their_length_shrink_to_0():
     steps = {"steps": 4}
     make = lambda name, lr=None, **options: (
         _target.load(
@@ -129,6 +129,7 @@ def test_directions_are_applied_whole_and_natural_ones_shrink_to_0():
     )
     assert sizes(make("locoprop")) == pytest.approx([1.0, 0.75, 0.5])
     assert sizes(make("locoprop", {"lr": 0.5})) == pytest.approx([0.5, 0.375, 0.25])
+    assert sizes(make("locoprop", targets="normalized")) == pytest.approx([1.0, 0.75, 0.5])
     assert sizes(make("locoprop", targets="gradient")) == pytest.approx([1.0] * 3)
     assert sizes(make("kfac")) == pytest.approx([1.0] * 3)
     assert sizes(make("locoprop", {"name": "sgd", "lr": 0.2})) == pytest.approx([0.2] * 3)

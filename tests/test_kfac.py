@@ -10,9 +10,12 @@ import pytest
 
 import unrollax as ux
 from unrollax.optimizers import KFAC
-from unrollax.optimizers._curvature import curvature, minimum
-from unrollax.optimizers._factors import factors_of
+from unrollax.optimizers._factors import factors_of, inverted
 from unrollax.optimizers._net import linearized
+from unrollax.optimizers._output_hessian import output_hessian
+from unrollax.optimizers._quadratic import Quadratic, minimum
+from unrollax.recipes import _autoencoder as recipe
+from unrollax.recipes._images import curves
 
 
 def squares(y, target):
@@ -29,6 +32,9 @@ def labels(y, target):
 
 def shares(y, target):
     return -(target * jax.nn.log_softmax(y)).sum(-1)
+
+
+FLAT = ux.Layer(lambda params, x: x.reshape(len(x), -1))
 
 
 def numbers(seed, *shape):
@@ -59,16 +65,20 @@ def test_one_step_without_damping_solves_least_squares(key):
     np.testing.assert_allclose(net.layers[0].matrix(params[0]), best, rtol=1e-5, atol=1e-6)
 
 
-def test_the_factor_of_the_inputs_is_their_covariance_averaged_with_the_papers_weights(key):
+@pytest.mark.parametrize("every", [1, 4, 6])
+def test_the_factor_of_the_inputs_is_the_average_of_the_covariances_that_were_due(key, every):
     net, params, (x, target) = small()
-    kfac = KFAC(net, lr=0.0, momentum=0.0)  # the parameters stay
-    state, expected, estimate = kfac.init(key, params), 0.0, jax.jit(kfac.estimate)
-    for k in range(1, 25):
-        now = x * k
+    kfac = KFAC(net, lr=0.0, momentum=0.0, every=every)  # the parameters stay
+    state, expected, times, estimate = kfac.init(key, params), 0.0, 0, jax.jit(kfac.estimate)
+    for step in range(24):
+        now = x * (step + 1)
         state, _ = estimate(params, state, (now, target))
-        rows, keep = np.c_[now, np.ones(len(x))], min(1 - 1 / k, 0.95)
-        expected = keep * expected + (1 - keep) * rows.T @ rows / len(x)
-    np.testing.assert_allclose(state.factors[0].inputs, expected, rtol=1e-10)
+        if step < 3 or step % every == 0:
+            times += 1
+            rows, keep = np.c_[now, np.ones(len(x))], min(1 - 1 / times, max(0.95**every, 0.8))
+            expected = keep * expected + (1 - keep) * rows.T @ rows / len(x)
+        np.testing.assert_allclose(state.factors[0].inputs, expected, rtol=1e-10)
+    assert times == {1: 24, 4: 8, 6: 6}[every]
 
 
 @pytest.mark.parametrize(("loss", "outputs"), [(sigmoids, "independent"), (shares, "softmax")])
@@ -76,7 +86,7 @@ def test_over_all_signs_the_factor_of_the_outputs_is_that_of_the_gauss_newton_ma
     net, params, (x, target) = small(loss, batch=2)
     target = target / target.sum(-1, keepdims=True)
     made = linearized("test", net.layers, params, x)
-    root, found = curvature(loss, made.y, target, outputs)[1], 0.0
+    root, found = output_hessian(loss, made.y, target, outputs)[1], 0.0
     for signs in itertools.product((-1.0, 1.0), repeat=4):
         pulled = made.pull(root(jnp.array(signs).reshape(2, 2)))[0]
         found += factors_of(made.features[0], pulled, 2).outputs / 16
@@ -148,7 +158,7 @@ def test_updates_equal_the_literal_algorithm(key, loss, outputs):
         after, estimate = run(params, state, data)
         (theta, curvature, grad), unravel, objective = flat_curvature(net, params, *data)
         grad = grad + l2 * theta
-        if k % every == 0:
+        if k < 3 or k % every == 0:
             inverses = [literal_inverse(pair, np.sqrt(damping + l2)) for pair in after.factors]
         steps = [-(a @ np.asarray(w) @ g) for (a, g), w in zip(inverses, unravel(jnp.asarray(grad)), strict=True)]
         proposal = np.concatenate([step.ravel() for step in steps])
@@ -176,7 +186,7 @@ def test_the_multiples_minimise_the_quadratic_model_whichever_are_fixed():
     root = np.asarray(numbers(4, 2, 2))
     quadratic, linear = root @ root.T, np.asarray(numbers(5, 2))
     for fixed in ((None, None), (0.3, None), (None, 0.6)):
-        w = np.asarray(minimum(jnp.asarray(quadratic), jnp.asarray(linear), fixed))
+        w = np.asarray(minimum(Quadratic(jnp.asarray(quadratic), jnp.asarray(linear)), fixed))
         slope = quadratic @ w + linear
         for index in (0, 1):
             if fixed[index] is None:
@@ -188,13 +198,19 @@ def test_the_multiples_minimise_the_quadratic_model_whichever_are_fixed():
 def test_a_direction_that_repeats_the_other_or_is_zero_gets_no_multiple():
     for second in (0.0, 2.0):
         quadratic = jnp.array([[1.0, second], [second, second**2]])
-        np.testing.assert_allclose(minimum(quadratic, jnp.array([-3.0, -3.0 * second]), (None, None)), [3.0, 0.0])
+        model = Quadratic(quadratic, jnp.array([-3.0, -3.0 * second]))
+        np.testing.assert_allclose(minimum(model, (None, None)), [3.0, 0.0])
 
 
 def test_gradients_of_every_kind_of_layer_are_autodiffs():
     nets = {
         "dense, on the last of three axes": (ux.dense_layers([3, 4, 2], "tanh"), (5, 7, 3), (5, 7, 2)),
         "recurrent": ((ux.RecurrentLayer(3, 4), ux.DenseLayer(4, 2)), (5, 7, 3), (5, 7, 2)),
+        "convolution": (
+            (ux.ConvLayer(2, 3, 2, "tanh", strides=2), FLAT, ux.DenseLayer(12, 2)),
+            (5, 4, 3, 2),
+            (5, 2),
+        ),
         "no params between": (
             (ux.DenseLayer(3, 4), ux.Layer(lambda params, a: a**2), ux.DenseLayer(4, 2)),
             (5, 3),
@@ -272,7 +288,7 @@ def test_inverses_change_only_when_it_is_time(key):
         after, estimate = run(params, state, data)
         changed.append(bool((after.inverses[0].inputs != state.inverses[0].inputs).any()))
         params, state = apply(params, estimate), after
-    assert changed == [True, False, False, True, False, False, True]
+    assert changed == [True, True, True, True, False, False, True]  # the first three, too
 
 
 def test_a_recurrent_net_learns_with_labels(key):
@@ -324,13 +340,13 @@ def test_what_does_not_fit_is_named(key):
         (
             lambda: KFAC(scaled).init(key, [jnp.ones((1, 4))]),
             ux.InvalidArgument,
-            "got layer 0, Layer, without features",
+            r"features, matrix and from_matrix, got layers\[0\], Layer, without",
         ),
         (lambda: KFAC(net).init(key, params[:1]), ux.StructureError, "one entry for each of the 2 layers, got 1"),
         (
             lambda: KFAC(net).estimate(params, KFAC(net).init(key, params), x),
             ux.StructureError,
-            r"must be \(x, target\)",
+            r"data must be a pair \(x, target\)",
         ),
     ]
     for call, kind, says in cases:
@@ -339,3 +355,79 @@ def test_what_does_not_fit_is_named(key):
     summed = ux.layered(net.layers, lambda y, t: squares(y, t).sum())
     with pytest.raises(ux.StructureError, match="loss must return"):
         KFAC(summed).estimate(params, KFAC(summed).init(key, params), (x, target))
+
+
+def test_one_step_solves_least_squares_of_a_convolution_whose_outputs_are_independent(key):
+    net = ux.layered([ux.ConvLayer(2, 3, (2, 3), padding="VALID")], squares)
+    x, target = numbers(1, 9, 5, 6, 2), numbers(2, 9, 4, 4, 3)
+    params = doubled(net.params(jax.random.key(3)))
+    kfac = KFAC(net, damping=1e-13, adapt=False)
+    state, estimate = jax.jit(kfac.estimate)(params, kfac.init(key, params), (x, target))
+    patches = [[np.ravel(x[b, i : i + 2, j : j + 3]) for i in range(4) for j in range(4)] for b in range(9)]
+    rows = np.c_[np.concatenate(patches), np.ones(9 * 16)]
+    best = np.linalg.lstsq(rows, np.asarray(target).reshape(-1, 3), rcond=None)[0]
+    np.testing.assert_allclose(net.layers[0].matrix(apply(params, estimate)[0]), best, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.factors[0].inputs, rows.T @ rows / len(rows), rtol=1e-12)  # a mean over places
+    np.testing.assert_allclose(state.factors[0].outputs, [16.0] * 3, rtol=1e-12)  # a sum
+
+
+def test_the_factor_of_a_convolutions_outputs_sums_over_its_places_the_gauss_newton_blocks():
+    net = ux.layered([ux.ConvLayer(1, 2, 2, "tanh", strides=2), FLAT, ux.DenseLayer(8, 2)], sigmoids)
+    params = doubled(net.params(jax.random.key(0)))
+    x, target = numbers(1, 2, 4, 4, 1), jax.nn.sigmoid(numbers(2, 2, 2))
+    made = linearized("test", net.layers, params, x)
+    root, found = output_hessian(net.loss, made.y, target, "independent")[1], 0.0
+    for signs in itertools.product((-1.0, 1.0), repeat=4):
+        found += factors_of(made.features[0], made.pull(root(jnp.array(signs).reshape(2, 2)))[0], 2).outputs / 16
+    first, last = net.layers[0], net.layers[2]
+    tail = lambda a: last.pre(params[2], first.transfer(a).reshape(1, 8))[0]
+    expected = 0.0
+    for a in first.pre(params[0], x).reshape(2, 4, 2):
+        p, jacobian = jax.nn.sigmoid(tail(a)), jax.jacobian(tail)(a)  # [output, place, channel]
+        expected += jnp.einsum("o,opc,opd->cd", p * (1 - p), jacobian, jacobian) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_inverses_of_factors_that_lack_rank_stay_positive_in_float32():
+    rows = numbers(1, 30, 100).astype(jnp.float32)  # fewer than features: 70 of their directions have no second moment
+    inverse = inverted(factors_of(rows, rows[:, :5], 30), jnp.float32(1e-8))
+    for part in inverse:
+        values = np.linalg.eigvalsh(np.asarray(part, np.float64))
+        assert values[0] > -1e-4 * values[-1]  # by jnp.linalg.inv -0.9 of it, by a Cholesky factor NaN
+
+
+def test_little_damping_stays_finite_and_goes_down_in_float32(key):
+    net = ux.layered(ux.dense_layers([70, 6, 70], "tanh"), sigmoids)
+    places = jnp.arange(70.0, dtype=jnp.float32)
+    spots = 70 * jax.random.uniform(jax.random.key(1), (40, 1), jnp.float32)
+    x = jnp.exp(-((places[None] - spots) ** 2) / 8)  # fewer images than pixels, most of which are 0
+    floor = jax.scipy.special.entr(x).sum(-1).mean() + jax.scipy.special.entr(1 - x).sum(-1).mean()
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), net.params(jax.random.key(0)))
+    kfac = KFAC(net, damping=1e-8, every=3)
+    run = ux.fit(kfac, optax.sgd(1.0), params, lambda step: (30 * x, x), key=key, steps=60)
+    assert run.metrics.loss.dtype == jnp.float32
+    assert np.isfinite(run.metrics.loss).all()
+    assert run.metrics.loss[-1] - floor < 0.1 * (run.metrics.loss[0] - floor)
+
+
+@pytest.mark.parametrize("every", [3, 100_000])
+def test_the_damping_falls_while_the_model_is_right_however_seldom_it_changes(key, every):
+    net, params, data = small()
+    kfac = KFAC(net, damping=1.0, every=every)
+    run = jax.jit(kfac.estimate)
+    state, _ = run(params, kfac.init(key, params), data)  # which has inverses now
+    state, estimate = run(params, state._replace(step=jnp.int32(every - 1)), data)
+    assert estimate.info.ratio > 0.75
+    np.testing.assert_allclose(state.damping, 0.95 ** min(every, 100), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_deep_autoencoder_of_curves_trains_in_float32(key):
+    net = recipe.net((784, 250, 125, 60, 15))
+    images = recipe.flat(curves(5000, 0)).astype(jnp.float32)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), net.params(jax.random.key(0)))
+    batches = recipe.Batches(images, jax.random.key(1), 500)
+    run = ux.fit(KFAC(net, damping=0.1, every=10), optax.sgd(1.0), params, batches, key=key, steps=400)
+    assert run.metrics.loss.dtype == jnp.float32
+    assert np.isfinite(run.metrics.loss).all()
+    assert run.metrics.loss[-1] < 50  # nats, of which 23 are the images' entropy

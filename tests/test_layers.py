@@ -125,6 +125,7 @@ SHARED = {
     },
     "kernels": {"_layers", "_recurrence", "_sequence"},
     "local": {
+        "_checks",
         "_conv",
         "_curvature",
         "_dense",
@@ -134,12 +135,12 @@ SHARED = {
         "_initial",
         "_layered",
         "_layers",
-        "_natural",
         "_passes",
         "_problem",
+        "_scales",
         "_transfers",
     },
-    "optimizers": {"_checks", "_curvature", "_factors", "_net", "_sides"},
+    "optimizers": {"_checks", "_factors", "_net", "_output_hessian", "_quadratic", "_sides"},
     "systems": {"_checks", "_frames", "_initial", "_scan"},
     "recipes": {"_baselines", "_common", "_idx", "_images", "_options", "_series"},
 }

@@ -92,7 +92,7 @@ def problem_of(rows, n, m):
     layer = ux.DenseLayer(n, m, "tanh", bias=False)
     params = {"w": jnp.asarray(rng.normal(size=(n, m)))}
     x, slope = (jnp.asarray(rng.normal(size=(rows, size))) for size in (n, m))
-    return Problem(layer, params, x, layer.transfer(layer.pre(params, x)), slope, None)
+    return Problem(layer, params, x, layer.transfer(layer.pre(params, x)), slope, ())
 
 
 # Gradient steps

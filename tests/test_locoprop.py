@@ -11,8 +11,8 @@ import pytest
 import unrollax as ux
 from unrollax._tree import to_arrays
 from unrollax.local import _problem
-from unrollax.local._natural import DECAY, FLOOR, natural
 from unrollax.local._problem import How, Problem, local_gradient
+from unrollax.local._scales import DECAY, FLOOR, scale_of
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13)
 KEY, DATA, TARGET = jax.random.split(jax.random.key(5), 3)
@@ -203,7 +203,7 @@ def test_the_gradient_of_the_local_loss_in_m_is_that_of_the_matching_loss(name):
         jnp.asarray(rng.normal(size=(BATCH, 3))),
     )
     y = layer.transfer(layer.pre(start, x))
-    problem, how = Problem(layer, start, x, y, slope, None), How("M", 1, 0.3, 0.2)
+    problem, how = Problem(layer, start, x, y, slope, ()), How("M", 1, 0.3, 0.2)
 
     @jax.jit
     def value(matrix):
@@ -253,20 +253,24 @@ def test_layers_alike_are_solved_side_by_side_to_the_same_result(inner, variant,
     same(together.grad, alone.grad)
 
 
-# Natural targets
+# Natural and normalized targets
+
+POWERS = {"natural": 1.0, "normalized": 0.5}  # of the mean square that g is divided by
+scaled = pytest.mark.parametrize("targets", POWERS)
 
 
-def natural_by_hand(slopes, rms, t):
+def moves_by_hand(targets, slopes, rms, t):
     """From batch t's gradients: the moves, and the averaged root mean squares."""
     squares_now = DECAY * rms**2 + (1 - DECAY) * (slopes**2).mean(0)
     fair = squares_now / (1 - DECAY**t)
-    return slopes / (fair + FLOOR * fair.mean()), np.sqrt(squares_now)
+    return slopes / (fair + FLOOR * fair.mean()) ** POWERS[targets], np.sqrt(squares_now)
 
 
 @variants
-def test_natural_targets_are_those_of_a_literal_transcription(variant):
+@scaled
+def test_natural_and_normalized_targets_are_those_of_a_literal_transcription(variant, targets):
     params, data = numbers()
-    loco = ux.LocoProp(DENSE, squares, variant, optax.sgd(0.1), reach=0.4, targets="natural")
+    loco = ux.LocoProp(DENSE, squares, variant, optax.sgd(0.1), reach=0.4, targets=targets)
     estimate, state = jax.jit(loco.estimate), loco.init(KEY, params)
     rms = [np.zeros(4), np.zeros(2)]
     for t, scale in enumerate((1.0, 0.3, 2.0), 1):
@@ -274,7 +278,7 @@ def test_natural_targets_are_those_of_a_literal_transcription(variant):
         state, found = estimate(params, state, batch)
         inputs, _, _, slopes = seen_by_hand(params, *batch)
         for layer in range(2):
-            move, rms[layer] = natural_by_hand(slopes[layer], rms[layer], t)
+            move, rms[layer] = moves_by_hand(targets, slopes[layer], rms[layer], t)
             step = 0.1 * 0.4 / BATCH
             close(found.grad[layer]["w"], step * inputs[layer].T @ move)
             close(found.grad[layer]["b"], step * move.sum(0))
@@ -300,19 +304,90 @@ def test_natural_targets_have_one_direction_however_small_the_loss_is(inner):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+@variants
+@pytest.mark.parametrize("iterations", [None, 5], ids=["direct", "cg"])
+def test_a_normalized_step_by_curvature_is_the_solution_of_a_literal_transcription(variant, iterations):
+    """In M with the largest slopes of tanh and sigmoid; as many conjugate gradients as inputs solve it exactly."""
+    params, data = numbers()
+    inner = ux.Curvature(damping=0.5, trust=None, iterations=iterations)
+    loco = ux.LocoProp(DENSE, squares, variant, inner, reach=0.1, targets="normalized")
+    found = first(loco, params, data).grad
+    inputs, _, _, slopes = seen_by_hand(params, *data)
+    for layer, largest in enumerate((1.0, 0.25) if variant == "M" else (1.0, 1.0)):
+        move = moves_by_hand("normalized", slopes[layer], 0.0, 1)[0]
+        rows = np.c_[inputs[layer], np.ones(BATCH)]
+        curvature = largest * rows.T @ rows / BATCH
+        n = len(curvature)
+        added = 0.5 * np.trace(curvature) / n * np.eye(n)
+        expected = 0.1 * np.linalg.solve(curvature + added, rows.T @ move / BATCH)
+        np.testing.assert_allclose(np.r_[found[layer]["w"], found[layer]["b"][None]], expected, rtol=1e-9, atol=1e-12)
+
+
+@variants
+@pytest.mark.parametrize(
+    ("inner", "steps"),
+    [
+        (optax.sgd(0.1), 3),
+        (optax.adam(0.01), 2),
+        (ux.Curvature(trust=None), 2),
+        (ux.Curvature(trust=None, iterations=4), 1),
+    ],
+    ids=["sgd", "adam", "direct", "cg"],
+)
+def test_a_normalized_step_is_the_same_however_small_the_loss_is(variant, inner, steps):
+    """The whole step, its length too, to float32's precision, at losses of 1e-30 and 1e-33."""
+    params, data = jax.tree.map(lambda leaf: np.float32(leaf), numbers())
+
+    def step(scale):
+        loss = lambda y, target: jnp.float32(scale) * squares(y, target)
+        loco = ux.LocoProp(DENSE, loss, variant, inner, steps, reach=0.1, targets="normalized")
+        found = first(loco, params, data)
+        assert found.info.reach == np.float32(0.1)
+        return found.grad
+
+    plain = step(1.0)
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(plain))
+    for scale in (1e-30, 1e-33):
+        same(step(scale), plain, functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6))
+
+
+def test_natural_steps_grow_as_the_gradient_vanishes_and_trust_does_not_see_it():
+    params, data = numbers()
+
+    def step(scale):
+        loco = ux.LocoProp(DENSE, lambda y, target: scale * squares(y, target), "S", ux.Curvature(trust=0.01))
+        return first(loco, params, data)
+
+    plain, small = step(1.0), step(1e-6)
+    close(small.info.reach, plain.info.reach, rtol=1e-9)
+    same(small.grad, jax.tree.map(lambda leaf: 1e6 * leaf, plain.grad), functools.partial(close, rtol=1e-9))
+
+
 @pytest.mark.parametrize("first_rows", [0.0, 1e-25], ids=["zero", "tiny"])
 def test_natural_targets_are_not_misled_by_the_first_examples(first_rows):
     """A fitted batch begins with examples whose gradient is nothing beside that of one that is not."""
     slopes = np.full((20, 3), first_rows)
     slopes[11] = 1e-4, -2.0, 0.5
-    expected, rms = natural_by_hand(slopes, np.zeros(3), 1)
-    run = jax.jit(natural)
+    expected, rms = moves_by_hand("natural", slopes, np.zeros(3), 1)
+    run = jax.jit(scale_of)
     root, found = map(np.asarray, run(np.float32(slopes), np.zeros(3, np.float32), jnp.int32(1)))
     np.testing.assert_allclose(found, rms, rtol=1e-5)
     np.testing.assert_allclose(slopes * root * root, expected, rtol=1e-5)
     tiny, small = map(np.asarray, run(np.float32(1e-30 * slopes), np.zeros(3, np.float32), jnp.int32(1)))
     np.testing.assert_allclose(small, 1e-30 * rms, rtol=1e-5)
     np.testing.assert_allclose(1e-30 * tiny, root, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-38, 1.5e-38, 1e-37])
+def test_normalized_moves_are_finite_where_gradients_underflow(size):
+    """Near the smallest normal float32, 1.2e-38, whose reciprocal times the root of 10 units is infinite."""
+    slopes = np.float32(size * np.random.default_rng(2).normal(size=(20, 100)))
+    slopes[:, 1:] = 0
+    scale, rms = jax.jit(scale_of)(slopes, np.zeros(100, np.float32), jnp.int32(1))
+    move = np.asarray(Problem(None, None, None, None, jnp.asarray(slopes), (scale,)).move)
+    assert np.isfinite(rms).all()
+    assert (np.abs(move) < 10).all()
+    assert (move[:, 1:] == 0).all()
 
 
 def test_a_layer_that_the_loss_does_not_see_stays_as_it_is():
@@ -336,7 +411,7 @@ LOCO = {
     "conjugate": ux.LocoProp(DENSE, squares, "M", ux.Curvature(iterations=3), steps=2),
     "adam": ux.LocoProp(DENSE, squares, "S", optax.adam(1e-2), steps=12, targets="gradient"),
     "rmsprop": ux.LocoProp(DENSE, squares, "M", optax.rmsprop(1e-3), steps=3),
-    "spectral": ux.LocoProp(DENSE, squares, "S", ux.SpectralFilter(0.05), steps=5),
+    "spectral": ux.LocoProp(DENSE, squares, "S", ux.SpectralFilter(0.05), steps=5, targets="normalized"),
 }
 each = pytest.mark.parametrize("name", LOCO)
 

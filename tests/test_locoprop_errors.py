@@ -1,5 +1,6 @@
 """What LocoProp and its solvers say when they can't be made, or do not fit a net or its data."""
 
+import dataclasses
 import functools
 import re
 
@@ -29,6 +30,9 @@ make = functools.partial(ux.LocoProp, DENSE, squares)
 OWN = ux.Layer(lambda own, x: x @ own, "tanh", lambda key: jax.random.normal(key, (2, 2)))
 
 
+NO_SLOPE = ux.Transfer("mine", jnp.arctan, lambda a: (a * jnp.arctan(a) - 0.5 * jnp.log1p(a**2)).sum(-1))
+
+
 class Plain:
     """A layer whose transfer has no matching loss."""
 
@@ -53,7 +57,7 @@ def raises(kind, message):
         (lambda: make(variant="X"), "LocoProp: variant must be one of 'M', 'S', got variant='X'. Choose one of them."),
         (
             lambda: make(targets="nat"),
-            "LocoProp: targets must be one of 'gradient', 'natural', got targets='nat'. Choose one of them.",
+            "LocoProp: targets must be one of 'gradient', 'natural', 'normalized', got targets='nat'. Choose one of them.",
         ),
         (lambda: make(steps=0), "LocoProp: steps must be a positive whole number, got steps=0. Give 1 or more."),
         (lambda: make(steps=2.0), "LocoProp: steps must be a positive whole number, got steps=2.0."),
@@ -91,8 +95,10 @@ def raises(kind, message):
             "Give it one, Transfer(name, function, potential), or take variant='S', which needs none.",
         ),
         (
-            lambda: ux.LocoProp([*DENSE, Plain()], squares, "M"),
-            "LocoProp: layers[2], Plain, must have a transfer with a matching loss for variant='M', got Plain.transfer.",
+            lambda: ux.LocoProp([DENSE[0], ux.DenseLayer(5, 2, NO_SLOPE)], squares, "M", ux.Curvature()),
+            "LocoProp: layers[1], DenseLayer(5, 2), must have a transfer with a largest slope for Curvature and variant='M', "
+            "got mine, slope=None. Give Transfer(name, function, potential, slope), or take variant='S' or an optax inner "
+            "optimizer.",
         ),
         (
             lambda: ux.LocoProp(ux.dense_layers(SIZES, "softmax"), squares, "M"),
@@ -132,16 +138,6 @@ def test_what_cannot_be_is_told_at_construction(run, message):
         (
             make(inner=optax.lbfgs(), variant="S"),
             "LocoProp: inner must update params from their gradient alone, got an optimizer that also needs losses: ",
-        ),
-        (
-            ux.LocoProp(
-                [DENSE[0], ux.DenseLayer(5, 2, ux.Transfer("mine", jnp.arctan, lambda a: a.sum(-1)))],
-                squares,
-                "M",
-                ux.Curvature(),
-            ),
-            "Curvature: the transfer 'mine' must have a largest slope for variant='M', got slope=None. Give Transfer(name, "
-            "function, potential, slope), or take variant='S' or an optax inner optimizer.",
         ),
     ],
 )
@@ -236,9 +232,68 @@ def test_a_layer_that_is_not_linear_in_its_params_is_told_where_it_must_be(optio
     estimate(ux.LocoProp([*DENSE, OWN], squares, inner=optax.sgd(0.1), targets="gradient"), params)
 
 
-def test_a_layer_without_params_may_be_anything_in_s():
-    for options in ({}, {"inner": ux.SpectralFilter(0.1)}, {"inner": optax.adam(0.1)}):
-        estimate(ux.LocoProp([*DENSE, Plain()], squares, "S", **options), [*PARAMS, None])
+@pytest.mark.parametrize("targets", ["natural", "normalized", "gradient"])
+def test_a_layer_without_params_may_be_anything(targets):
+    """Nothing is solved there: no matching loss, slope or simplex is asked for."""
+    softmax, no_slope = (ux.Layer(lambda own, x: x, f) for f in ("softmax", NO_SLOPE))
+    layers = [DENSE[0], softmax, Plain(), no_slope, DENSE[1]]
+    params = [PARAMS[0], None, None, None, PARAMS[1]]
+    for variant, inner in (
+        ("S", ux.Curvature()),
+        ("M", ux.Curvature()),
+        ("S", ux.SpectralFilter(0.1)),
+        ("M", optax.adam(0.1)),
+    ):
+        estimate(ux.LocoProp(layers, squares, variant, inner, targets=targets), params)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            [*DENSE, Plain()],
+            "LocoProp: layers[2], Plain, must have a transfer with a matching loss for variant='M', got Plain.transfer.",
+        ),
+        (
+            [*DENSE, ux.Layer(OWN.pre, "softmax", OWN.params), ux.Layer(lambda own, x: x)],
+            "LocoProp: layers[2], Layer, must not be a softmax unless it is the last, for variant='M'",
+        ),
+    ],
+)
+def test_a_layer_that_only_params_show_to_have_some_is_told_at_init(layers, message):
+    """A user's layer may have params or none; built-in ones that are linear in theirs are judged at construction."""
+    loco = ux.LocoProp(layers, squares, "M", optax.sgd(0.1), targets="gradient")
+    params = [*PARAMS, np.ones((2, 2)), None][: len(layers)]
+    with raises(ux.InvalidArgument, message):
+        loco.init(KEY, params)
+
+
+OTHER = ux.LocoProp(ux.dense_layers([4, 3, 2], "tanh"), squares)
+DEEPER = ux.LocoProp(ux.dense_layers([4, 5, 5, 2], "tanh"), squares)
+REMEDY = "Make the state with init(key, params) for this net and these settings."
+
+
+@pytest.mark.parametrize(
+    ("loco", "other", "message"),
+    [
+        (make(), OTHER, f"LocoProp: state leaf .rms[0] must be [5], got [3]. {REMEDY}"),
+        (make(), DEEPER, f"LocoProp: state leaf .rms[1] must be [2], got [5]. {REMEDY}"),
+        (make(targets="gradient"), make(), f"LocoProp: state leaf .rms[0] must be nothing, got [5]. {REMEDY}"),
+        (
+            make(targets="gradient"),
+            dataclasses.replace(DEEPER, targets="gradient"),
+            "LocoProp: state leaf .inner.covariances[2] must be nothing, got [6, 6].",
+        ),
+        (make(), make(inner=optax.sgd(0.1)), "LocoProp: state leaf .inner.t must be [], got nothing."),
+        (make(inner=optax.sgd(0.1)), make(), "LocoProp: state leaf .inner.t must be nothing, got []."),
+        (make(), None, "LocoProp: state leaf .t must be [], got nothing."),
+    ],
+)
+def test_the_state_of_another_net_or_solver_is_told_while_tracing(loco, other, message):
+    params = [] if other is None else jax.tree.map(jnp.zeros_like, ux.layered(other.layers, squares).params(KEY))
+    state = () if other is None else other.init(KEY, params)
+    with raises(ux.StructureError, message):
+        jax.eval_shape(loco.estimate, PARAMS, state, DATA)
 
 
 def test_diagnoses_take_it_as_any_estimator_or_say_what_they_need():

@@ -60,16 +60,15 @@ def literal_slopes(params, x, label):
     return slopes
 
 
-def test_even_targets_lie_at_one_distance_in_every_layer(script):
+def test_normalized_targets_lie_at_one_distance_in_every_layer(script):
     deep = script("deep_sigmoid")
     net = ux.layered(ux.dense_layers([3, 4, 4, 2], "sigmoid"), deep.cross_entropy)
     params = deep.start(net, 1.0, jnp.float64, 0)
     rng = np.random.default_rng(0)
     x, label = rng.standard_normal((6, 3)), rng.integers(0, 2, 6)
     reach, damping = 0.1, 0.2
-    inner = ux.Curvature(damping=damping, trust=None)
-    even = deep.Even(ux.LocoProp(net.layers, net.loss, "S", inner, reach=reach, targets="gradient"))
-    _, estimate = jax.jit(even.estimate)(params, even.init(jax.random.key(0), params), (jnp.asarray(x), label))
+    loco = deep.methods(net, 6, 10, damping)["normalized"].estimator
+    _, estimate = jax.jit(loco.estimate)(params, loco.init(jax.random.key(0), params), (jnp.asarray(x), label))
     plain = jax.tree.map(np.asarray, params)
     for layer, slope, grad in zip(range(3), literal_slopes(plain, x, label), estimate.grad, strict=True):
         inputs = x
@@ -84,20 +83,10 @@ def test_even_targets_lie_at_one_distance_in_every_layer(script):
         np.testing.assert_allclose(np.r_[grad["w"], grad["b"][None]], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_squares_of_gradients_that_would_underflow_still_count(script):
-    deep = script("deep_sigmoid")
-    slope = 1e-30 * jax.random.normal(jax.random.key(0), (50, 3), jnp.float32)
-    rms = deep.averaged(jnp.zeros(3, jnp.float32), slope)
-    expected = np.sqrt(0.05 * (np.asarray(slope, float) ** 2).mean(0))
-    np.testing.assert_allclose(rms, expected, rtol=1e-5)
-    squares = expected**2
-    np.testing.assert_allclose(deep.scale(rms), 1 / np.sqrt(squares + 0.1 * squares.mean()), rtol=1e-5)
-
-
 def test_methods_are_trained_from_one_start_on_a_deep_sigmoid_net(script, capsys):
-    arguments = ["--depths", "2", "--width", "4", "--steps", "2", "--examples", "5", "--methods", "sgd,even"]
+    arguments = ["--depths", "2", "--width", "4", "--steps", "2", "--examples", "5", "--methods", "sgd,normalized"]
     found = script("deep_sigmoid").main(arguments)
-    assert found[2].keys() == {"sgd", "even"}
+    assert found[2].keys() == {"sgd", "normalized"}
     for one in found[2].values():
         assert np.isfinite(one["loss"])
     out = capsys.readouterr().out
@@ -106,11 +95,11 @@ def test_methods_are_trained_from_one_start_on_a_deep_sigmoid_net(script, capsys
 
 
 @pytest.mark.slow
-def test_even_targets_train_fifty_sigmoid_layers_that_gradients_cannot_move(script):
-    arguments = ["--depths", "50", "--methods", "sgd,adam,muon,natural,even"]
+def test_normalized_targets_train_fifty_sigmoid_layers_that_gradients_cannot_move(script):
+    arguments = ["--depths", "50", "--methods", "sgd,adam,muon,natural,normalized"]
     found = script("deep_sigmoid").main(arguments)[50]
-    assert found["even"]["loss"] < 0.05
-    assert found["even"]["train"] == 1
+    assert found["normalized"]["loss"] < 0.05
+    assert found["normalized"]["train"] == 1
     for name in ("sgd", "adam", "muon"):
         assert found[name]["loss"] == pytest.approx(np.log(2), abs=0.02)
         assert found[name]["spread"] < 1e-6

@@ -67,7 +67,7 @@ def by_batches(experiment: Experiment) -> Experiment:
 
 
 def whole_steps(estimator: Any, lr: float | None, steps: int) -> optax.GradientTransformation:
-    """Return what makes whole steps of directions; natural ones keep their length, so they shrink to 0 in a line."""
+    """Return what makes whole steps of directions; those that keep their length near a minimum shrink to 0 in a line."""
     first = 1.0 if lr is None else lr
-    natural = getattr(estimator, "targets", None) == "natural"
-    return optax.sgd(optax.linear_schedule(first, 0.0, steps) if natural else first)
+    keep = getattr(estimator, "targets", "gradient") != "gradient"
+    return optax.sgd(optax.linear_schedule(first, 0.0, steps) if keep else first)

@@ -86,7 +86,7 @@ class EstimatorConfig(Strict):
     steps: int | None = Field(None, ge=1)
     reach: float | None = Field(None, gt=0)
     pull: float | None = Field(None, ge=0)
-    targets: Literal["gradient", "natural"] | None = None
+    targets: Literal["gradient", "natural", "normalized"] | None = None
     damping: float | None = Field(None, ge=0)
     every: int | None = Field(None, ge=1)
     trust: float | Literal["none"] | None = None

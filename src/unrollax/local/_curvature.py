@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from unrollax._check import FROM_ZERO_TO_ONE, NOT_NEGATIVE, POSITIVE, check_counts, check_number
-from unrollax._errors import InvalidArgument
 from unrollax._inverse import damped_inverse
 from unrollax._types import Params
 from unrollax._value import static, value
@@ -56,7 +55,8 @@ class Curvature:
     so that the first one is `reach P G`. In S (slope = 1) with `every=1, memory=0, damping=0` one step is the closed form,
     the least of the regularised local loss: the gradient preconditioned by the covariance of the inputs, K-FAC's right
     factor. In M slope is the largest of the transfer: `slope C` is the curvature of a quadratic that lies above the matching
-    loss and touches it at the current weights. Each step goes to its minimum, and so lowers the local loss.
+    loss and touches it at the current weights. Each step goes to its minimum, and so lowers the local loss where C is this
+    batch's (`every=1, memory=0`).
 
     What makes it cheap: all units of a layer share P, it is made anew only every `every` batches, from an average of C, and
     a step is then one product beyond the gradient's.
@@ -70,10 +70,11 @@ class Curvature:
         damping: added to the curvature, in units of its mean eigenvalue. Larger: closer to the gradient. With 0, and no
             pull, C must have full rank: more rows than inputs.
         every: batches between two inversions.
-        memory: decay in (0, 1) of the average of C, an inversion; 0: C of the last batch alone.
+        memory: decay in (0, 1) of the average of C, an inversion; 0: C of the last batch alone. It sees some five batches of
+            rows: below as many rows as inputs take a larger damping, 1 for batches of a few examples.
         trust: bound on r^2 <P G, gradient>, summed over layers, r the reach that is used: the largest up to `reach` that
             keeps it. For `targets="natural"` that is twice the Kullback-Leibler divergence of the step as the curvatures
-            predict it. `None`: r = reach.
+            predict it. With others it shrinks with the gradient, and may bound nothing. `None`: r = reach.
         iterations: solve by so many steps of conjugate gradients on each batch, and keep no matrices; `every` and `memory`
             are then not used. `None`: by inverses.
 
@@ -225,24 +226,15 @@ def _rows(problem: Problem) -> Rows:
     features, slope = problem.layer.features(problem.inputs), problem.slope
     x, batch = features.astype(_wide(features.dtype)), len(slope)
     gradient = x.T @ slope.reshape(-1, slope.shape[-1]).astype(x.dtype) / batch
-    if problem.scale is None:
-        return Rows(x, gradient, gradient, batch)
-    scale = problem.scale[None].astype(x.dtype)
-    return Rows(x, gradient * scale * scale, gradient, batch)
+    towards = gradient
+    for scale in problem.scales:
+        towards = towards * scale[None].astype(x.dtype)
+    return Rows(x, towards, gradient, batch)
 
 
 def _slope(problem: Problem, how: How) -> Any:
     """Return the largest slope of the local loss's gradient: 1 where it is squared, else that of the transfer."""
-    if is_squared(problem, how.variant):
-        return 1.0
-    slope = getattr(problem.layer.transfer, "slope", None)
-    if slope is None:
-        name = getattr(problem.layer.transfer, "name", problem.layer.transfer)
-        raise InvalidArgument(
-            f"Curvature: the transfer {name!r} must have a largest slope for variant='M', got slope=None. Give "
-            "Transfer(name, function, potential, slope), or take variant='S' or an optax inner optimizer."
-        )
-    return slope
+    return 1.0 if is_squared(problem, how.variant) else problem.layer.transfer.slope  # which `LocoProp` has checked
 
 
 def _as_params(problem: Problem, moved: jax.Array) -> Params:

@@ -9,20 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from unrollax._check import NOT_NEGATIVE, POSITIVE, check_choice, check_counts, check_number, check_params
-from unrollax._errors import InvalidArgument, StructureError
+from unrollax._errors import InvalidArgument
 from unrollax._estimate import share_nonfinite
 from unrollax._types import Data, Estimate, Key, Params, Scalar, State, Traits
 from unrollax._value import static, value
+from unrollax.local._checks import OWNER, check_linear, check_matching, check_slopes, check_state
 from unrollax.local._curvature import Curvature
 from unrollax.local._descent import Descent, SpectralFilter
 from unrollax.local._layered import Loss, check_one_each
-from unrollax.local._layers import as_layers, is_linear, show
-from unrollax.local._natural import natural
+from unrollax.local._layers import as_layers, is_linear
 from unrollax.local._passes import run_and_pull_back
 from unrollax.local._problem import How, Problem, Solver
-from unrollax.local._transfers import Transfer
+from unrollax.local._scales import POWERS, scale_of
 
-OWNER = "LocoProp"
 BEST = Curvature()
 
 
@@ -31,7 +30,7 @@ class LocoState(NamedTuple):
 
     Attributes:
         t: int32 scalar, the batches so far.
-        rms: for each layer with params, `[m]` root mean squares of its units' gradients; empty without natural targets.
+        rms: for each layer with params, `[m]` root mean squares of its units' gradients; empty with gradient targets.
         inner: what `inner` carries.
     """
 
@@ -66,14 +65,23 @@ class LocoProp:
     | `"S"` | a_0 - reach move | squared: \|pre(W, x) - target\|^2 / 2 |
     | `"M"` | y_0 - reach move | f's matching loss, a Bregman divergence: its gradient in a is f(a) - target |
 
-    plus `pull |W - W_0|^2 / 2`, and `grad = W_0 - W`: apply it with `optax.sgd(1.0)`, or with any other optimizer on top. All
-    layers' problems are solved at once in one compiled program, those of layers alike side by side. One gradient step with
-    rate lr on either local loss is a gradient step of rate `lr reach` on the loss; solving the problem further weighs it by
-    the curvature of the local loss, the covariance of the layer's inputs. The inputs are those of the pass forward.
+    plus `pull |W - W_0|^2 / 2`, and `grad = W_0 - W`: apply it with `optax.sgd` at a rate that falls from 1 to 0, or with any
+    other optimizer. All layers' problems are solved in one compiled program, by optax optimizers and `SpectralFilter` side
+    by side where layers are alike. One gradient step with rate lr on either local loss is, with gradient targets, one of rate
+    `lr reach` on the loss; solving the problem further weighs it by the curvature of the local loss, the covariance of the
+    layer's inputs. The inputs are those of the pass forward. With v each unit's mean of g^2 over the batches seen,
 
-    With `targets="gradient"`, the paper's, move = g. With `"natural"` each unit's g is divided by its mean square over the
-    batches seen, a natural gradient step in the pre-activations unit by unit: it does not depend on how far the gradient
-    has vanished on its way back. Such steps keep their length near a minimum: lower the rate of the optimizer to 0.
+    | targets | move | its length | take it |
+    |---|---|---|---|
+    | `"gradient"` | g | \|g\|, vanishes with it | as the paper does; for layers not linear in their params |
+    | `"natural"` | g / v | 1 / \|g\| | at first: a natural gradient step in the pre-activations, unit by unit |
+    | `"normalized"` | g / sqrt(v) | 1, in the unit of a (in M of y) | where gradients vanish: deep sigmoid nets |
+
+    (v + mean v / 10 in the place of v, the mean over the layer.) The directions of the last two do not depend on how far the
+    gradient has vanished on its way back. The length of natural targets grows as it vanishes, which `Curvature(trust=)`
+    does not see; that of normalized ones does not change: take `reach=0.1` and `Curvature(trust=None)` with them. Neither
+    gets shorter near a minimum: lower the rate of the optimizer to 0. Natural targets take the loss for a negative
+    log-likelihood in nats: c times the loss makes steps of 1/c the length.
 
     Target: pseudo, a direction that is no gradient. Cost of a batch: one forward pass, one pass back to the
     pre-activations, and what `inner` takes. State: that of `inner`, and a number for each unit.
@@ -86,15 +94,16 @@ class LocoProp:
         variant: `"M"` or `"S"`.
         inner: how the local problems are solved: any optax optimizer, which starts anew at each batch and may have a schedule
             over the local steps (`optax.rmsprop(optax.linear_schedule(1e-3, 0, 10))`); `Curvature`; or `SpectralFilter`.
-        steps: local steps to a batch.
+        steps: local steps to a batch; `Curvature` solves S in the first one.
         reach: how far targets lie, in units of the move.
         pull: weight of the regulariser, in units of an eigenvalue of C.
-        targets: `"gradient"` or `"natural"`.
+        targets: `"gradient"`, `"natural"` or `"normalized"`.
 
     Raises:
-        InvalidArgument: no layers, one that is none, a softmax or a transfer without a matching loss in M, an inner that
-            can't solve it, or a number out of range.
-        StructureError: when traced, data or params that don't fit, or a layer that `inner` needs to be linear in its params.
+        InvalidArgument: no layers, one that is none, an inner that can't solve it, or a number out of range; in M, a layer
+            with params whose transfer has no matching loss, or is a softmax before the last layer (at `init`, if only params
+            show that it has some).
+        StructureError: when traced, data, params or a state that don't fit, or a layer that has to be linear in its params.
 
     Example:
         >>> import optax, unrollax as ux
@@ -108,8 +117,8 @@ class LocoProp:
         True
 
     References: Amid, Anil and Warmuth, "LocoProp: Enhancing BackProp via Local Loss Optimization", AISTATS 2022. Deviations:
-    `Curvature`, `SpectralFilter` and natural targets are ours; the local loss is a mean over the batch, so that nothing
-    depends on its size; the regulariser is `pull`, the reciprocal of the paper's rate.
+    `Curvature`, `SpectralFilter` and all targets but gradients are ours; the local loss is a mean over the batch, so that
+    nothing depends on its size; the regulariser is `pull`, the reciprocal of the paper's rate.
     """
 
     traits: ClassVar[Traits] = Traits(target="pseudo", needs="vjp")
@@ -121,7 +130,7 @@ class LocoProp:
     steps: int = static(default=1)
     reach: Any = 1.0
     pull: Any = 0.0
-    targets: Literal["gradient", "natural"] = static(default="natural")
+    targets: Literal["gradient", "natural", "normalized"] = static(default="natural")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", as_layers(OWNER, self.layers))
@@ -130,43 +139,38 @@ class LocoProp:
                 f"{OWNER}: loss must be a function loss(y, target) -> [batch], got loss={self.loss!r}. Pass one."
             )
         check_choice(OWNER, "variant", self.variant, ("M", "S"))
-        check_choice(OWNER, "targets", self.targets, ("gradient", "natural"))
+        check_choice(OWNER, "targets", self.targets, tuple(POWERS))
         check_counts(OWNER, steps=self.steps)
         check_number(OWNER, "reach", self.reach, POSITIVE)
         check_number(OWNER, "pull", self.pull, NOT_NEGATIVE)
         object.__setattr__(self, "inner", _as_solver(self.inner, self.variant))
-        if self.variant == "M":
-            _check_matching(self.layers)
+        if self.variant == "M":  # layers without these may have no params, and are checked where that is known
+            linear = [index for index, layer in enumerate(self.layers) if is_linear(layer)]
+            check_matching(self.layers, linear)
+            if isinstance(self.inner, Curvature):
+                check_slopes(self.layers, linear)
 
     def init(self, key: Key, params: list[Params]) -> LocoState:
         """Return the state before the first batch."""
         check_number(OWNER, "reach", self.reach, POSITIVE, used=True)
         check_number(OWNER, "pull", self.pull, NOT_NEGATIVE, used=True)
         params = check_params(OWNER, params)
-        layers, own = self._trained(params)
-        rms = []
-        if self.targets == "natural":
-            matrices = [layer.matrix(one) for layer, one in zip(layers, own, strict=True)]
-            rms = [jnp.zeros(one.shape[1], jnp.promote_types(one.dtype, jnp.float32)) for one in matrices]
-        return LocoState(jnp.zeros((), jnp.int32), rms, self.inner.init(layers, own))
+        return self._start(params, self._trained(params))
 
     def estimate(self, params: list[Params], state: LocoState, data: Data) -> tuple[LocoState, Estimate]:
         """Return old minus new params for one batch `(x, target)`, leaves `[batch, ...]`."""
         params = check_params(OWNER, params)
-        self._trained(params)
+        at = self._trained(params)
+        check_state(state, jax.eval_shape(lambda params: self._start(params, at), params))
         seen = run_and_pull_back(OWNER, self.layers, self.loss, params, data)
-        at = _with_params(params)
-        t = state.t + 1
-        scales: list[Any] = [None] * len(at)
-        rms = state.rms
-        if self.targets == "natural":
-            both = [natural(seen.slopes[index], old, t) for index, old in zip(at, rms, strict=True)]
-            scales, rms = [scale for scale, _ in both], [new for _, new in both]
+        t, rms, power = state.t + 1, state.rms, POWERS[self.targets]
+        scales: list[tuple[jax.Array, ...]] = [()] * len(at)
+        if power:
+            both = [scale_of(seen.slopes[index], old, t) for index, old in zip(at, rms, strict=True)]
+            scales, rms = [(scale,) * power for scale, _ in both], [new for _, new in both]
         problems = [
-            Problem(
-                self.layers[index], params[index], seen.inputs[index], seen.outputs[index], seen.slopes[index], scale
-            )
-            for index, scale in zip(at, scales, strict=True)
+            Problem(self.layers[index], params[index], seen.inputs[index], seen.outputs[index], seen.slopes[index], own)
+            for index, own in zip(at, scales, strict=True)
         ]
         moved, inner, reach = self.inner.solve(
             problems, state.inner, How(self.variant, self.steps, self.reach, self.pull)
@@ -177,34 +181,24 @@ class LocoProp:
         info = LocoInfo(share_nonfinite(seen.loss), reach, _relative(moved, [params[index] for index in at]))
         return LocoState(t, rms, inner), Estimate(seen.loss, grad, info)
 
-    def _trained(self, params: list[Params]) -> tuple[list[Any], list[Params]]:
-        """Return the layers that have params, and these; raise if one must be linear in them and isn't."""
+    def _start(self, params: list[Params], at: list[int]) -> LocoState:
+        layers, own, rms = [self.layers[index] for index in at], [params[index] for index in at], []
+        if POWERS[self.targets]:
+            matrices = [layer.matrix(one) for layer, one in zip(layers, own, strict=True)]
+            rms = [jnp.zeros(one.shape[1], jnp.promote_types(one.dtype, jnp.float32)) for one in matrices]
+        return LocoState(jnp.zeros((), jnp.int32), rms, self.inner.init(layers, own))
+
+    def _trained(self, params: list[Params]) -> list[int]:
+        """Return the places of the layers that have params; raise if one can't be solved for."""
         check_one_each(OWNER, self.layers, params)
-        at = _with_params(params)
-        if self.targets == "natural" or not isinstance(self.inner, Descent):
-            what = type(self.inner).__name__ if self.targets == "gradient" else "targets='natural'"
+        at = [index for index, one in enumerate(params) if jax.tree.leaves(one)]
+        if POWERS[self.targets] or not isinstance(self.inner, Descent):
+            why = f"targets={self.targets!r}" if POWERS[self.targets] else type(self.inner).__name__
             for index in at:
-                if not is_linear(self.layers[index]):
-                    raise StructureError(
-                        f"{OWNER}: layers[{index}] must have features, matrix and from_matrix for {what}, got "
-                        f"{show(self.layers[index])} without. Take targets='gradient' and an optax optimizer as inner, or "
-                        "give it these three."
-                    )
-                _check_matrix(index, self.layers[index], params[index])
-        return [self.layers[index] for index in at], [params[index] for index in at]
-
-
-def _check_matrix(index: int, layer: Any, params: Params) -> None:
-    """Raise unless a linear layer takes these params; the message names its place."""
-    try:
-        jax.eval_shape(layer.matrix, params)
-    except StructureError as error:
-        raise StructureError(f"{OWNER}: layers[{index}]: {error}") from None
-
-
-def _with_params(params: list[Params]) -> list[int]:
-    """Return the places of the layers that have params."""
-    return [index for index, one in enumerate(params) if jax.tree.leaves(one)]
+                check_linear(index, self.layers[index], params[index], why)
+        if self.variant == "M":
+            check_matching(self.layers, at)
+        return at
 
 
 def _relative(moved: list[Params], params: list[Params]) -> jax.Array:
@@ -230,21 +224,3 @@ def _as_solver(inner: Any, variant: str) -> Solver:
             "linear; take Curvature for M."
         )
     return solver
-
-
-def _check_matching(layers: tuple[Any, ...]) -> None:
-    """Raise unless each transfer has a matching loss, and none but the last is a softmax."""
-    for index, layer in enumerate(layers):
-        transfer = getattr(layer, "transfer", None)
-        got = getattr(transfer, "name", None) or getattr(transfer, "__qualname__", None) or repr(transfer)
-        where = f"{OWNER}: layers[{index}], {show(layer)},"
-        if not isinstance(transfer, Transfer) or transfer.potential is None:
-            raise InvalidArgument(
-                f"{where} must have a transfer with a matching loss for variant='M', got {got}. Give it one, "
-                "Transfer(name, function, potential), or take variant='S', which needs none."
-            )
-        if transfer.name == "softmax" and index + 1 < len(layers):
-            raise InvalidArgument(
-                f"{where} must not be a softmax unless it is the last, for variant='M': targets beside the simplex are those "
-                "of no pre-activation. Take variant='S', or another transfer there."
-            )

@@ -23,7 +23,7 @@ class Problem(NamedTuple):
         inputs: what its `pre` sees.
         outputs: its y at W_0.
         slope: d loss_i / d a, `[batch, ..., m]`.
-        scale: `[m]` what the units' slopes are multiplied by, twice, for natural targets; else `None`.
+        scales: `[m]` each: what the units' slopes are multiplied by, one after the other, as their product may overflow.
     """
 
     layer: Any
@@ -31,15 +31,15 @@ class Problem(NamedTuple):
     inputs: Any
     outputs: Any
     slope: Any
-    scale: Any
+    scales: tuple[jax.Array, ...]
 
     @property
     def move(self) -> Any:
         """The direction of the targets, `[batch, ..., m]`: they lie at `a - reach move` or `y - reach move`."""
-        if self.scale is None:
-            return self.slope
-        scale = self.scale.reshape((1,) * (self.slope.ndim - 1) + (-1,))
-        return (self.slope * scale * scale).astype(self.slope.dtype)
+        move = self.slope
+        for scale in self.scales:
+            move = move * scale.reshape((1,) * (move.ndim - 1) + (-1,))
+        return move.astype(self.slope.dtype)
 
 
 class How(NamedTuple):

@@ -51,11 +51,6 @@ def inverted(factors: Factors, gamma: Scalar) -> Factors:
     return Factors(_inverse(factors.inputs, pi * gamma), _inverse(factors.outputs, gamma / pi))
 
 
-def usable(new: Factors, old: Factors) -> Factors:
-    """Return the new inverses, or the old ones where rounding spoiled them."""
-    return Factors(*(jnp.where(jnp.isfinite(a).all(), a, b) for a, b in zip(new, old, strict=True)))
-
-
 def apply_inverse(inverse: Factors, grad: jax.Array) -> jax.Array:
     """Return A^-1 grad G^-1."""
     halfway = inverse.inputs @ grad

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrollax._errors import InvalidArgument, StructureError
-
-NEEDED = ("features", "matrix", "from_matrix")
+from unrollax._errors import InvalidArgument
+from unrollax.local._conv import ConvLayer
+from unrollax.local._dense import DenseLayer
+from unrollax.local._layered import check_one_each, run_layer
+from unrollax.local._layers import is_linear, show
 
 
 class Linear(NamedTuple):
@@ -34,7 +36,7 @@ class Linear(NamedTuple):
         return [rows.T @ g for rows, g in zip(self.features, self.pull(cotangent), strict=True)]
 
 
-def check_layers(owner: str, net: Any) -> None:
+def check_net(owner: str, net: Any) -> None:
     """Raise unless a net has layers and a loss."""
     if net is None or isinstance(net, int):  # how `vmap` is told of axes
         return
@@ -46,89 +48,66 @@ def check_layers(owner: str, net: Any) -> None:
         )
 
 
-def trained(layers: Any, params: Any) -> list[int]:
+def trained(params: Any) -> list[int]:
     """Return which layers have params."""
-    return [index for index in range(len(layers)) if jax.tree.leaves(params[index])]
+    return [index for index, own in enumerate(params) if jax.tree.leaves(own)]
 
 
 def matrices_of(owner: str, layers: Any, params: Any) -> list[jax.Array]:
     """Return the matrices `[n, m]` of the layers that have params; raise for a layer that isn't linear in its own."""
-    if not isinstance(params, (list, tuple)) or len(params) != len(layers):
-        got = f"{len(params)}" if isinstance(params, (list, tuple)) else type(params).__name__
-        raise StructureError(
-            f"{owner}: params must be a list with one entry for each of the {len(layers)} layers, got {got}. Make them with "
-            "net.params(key)."
-        )
-    for index in trained(layers, params):
-        lacking = [name for name in NEEDED if not callable(getattr(layers[index], name, None))]
-        if lacking:
+    check_one_each(owner, layers, params)
+    for index in trained(params):
+        if not is_linear(layers[index]):
             raise InvalidArgument(
-                f"{owner}: layers with params must be linear in them, got layer {index}, {type(layers[index]).__name__}, "
-                f"without {', '.join(lacking)}. Use unrollax.DenseLayer and the like, or write these methods."
+                f"{owner}: layers with params must have features, matrix and from_matrix, got layers[{index}], "
+                f"{show(layers[index])}, without. Use unrollax.DenseLayer and the like, or give it these three."
             )
-    return [layers[index].matrix(params[index]) for index in trained(layers, params)]
+    return [layers[index].matrix(params[index]) for index in trained(params)]
 
 
 def params_from(layers: Any, params: Any, matrices: list[jax.Array]) -> Any:
     """Return params with these matrices, as the list or tuple that `params` are."""
     new = list(params)
-    for index, matrix in zip(trained(layers, params), matrices, strict=True):
+    for index, matrix in zip(trained(params), matrices, strict=True):
         new[index] = layers[index].from_matrix(matrix)
     return type(params)(new)
 
 
 def ends_alone(layers: Any, params: Any) -> bool:
-    """Whether the last layer gives each output from a pre-activation of its own: tried once, with numbers, while tracing."""
-    layer, own = layers[-1], params[-1]
-    size = getattr(layer, "inputs", None)
-    if not jax.tree.leaves(own) or not isinstance(size, int):
+    """Whether the net gives each output from a pre-activation of its own; that its transfer does, is tried with numbers."""
+    layer = layers[-1]
+    if not isinstance(layer, (DenseLayer, ConvLayer)) or not jax.tree.leaves(params[-1]):
         return False
-    draw = np.random.default_rng(0).standard_normal
     with jax.ensure_compile_time_eval():
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), own)
-        try:
-            a = layer.pre(zeros, jnp.asarray(draw((2, size)), jax.tree.leaves(zeros)[0].dtype))
-        except (TypeError, ValueError):  # a layer of images or sequences, whose rows act on one another
-            return False
-        at, vector = (jnp.asarray(draw(a.shape), a.dtype) for _ in range(2))
+        at, vector = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, layer.outputs)))
         got, ones = (jax.jvp(layer.transfer, (at,), (v,))[1] for v in (vector, jnp.ones_like(at)))
-        return a.ndim == 2 and bool(jnp.allclose(got, ones * vector, rtol=1e-3, atol=1e-4))
+        return bool(jnp.allclose(got, ones * vector, rtol=1e-3, atol=1e-4))
 
 
-def linearized(owner: str, layers: Any, params: Any, x: jax.Array) -> Linear:
-    """Run a net on a batch and linearise it in nudges of its pre-activations."""
-    where = trained(layers, params)
+def linearized(owner: str, layers: Any, params: Any, x: Any) -> Linear:
+    """Run a net on a batch and linearise it in nudges of the trained layers' pre-activations."""
+    where = trained(params)
 
-    def forward(nudges: list[Any]) -> tuple[jax.Array, list[Any]]:
-        now, seen, left = x, [], iter(nudges)
-        for index, layer in enumerate(layers):
-            now, inputs = _run(layer, params[index], now, next(left) if index in where else None)
-            if index in where:
-                seen.append(inputs)
-        return now, seen
+    def forward(nudges: list[Any]) -> tuple[jax.Array, tuple[list[Any], list[Any]]]:
+        y, inputs, outputs, left = x, [], [], iter(nudges)
+        for index, (layer, own) in enumerate(zip(layers, params, strict=True)):
+            nudge = next(left) if index in where else None
+            y, seen = run_layer(owner, index, layer, own, y, nudge)
+            inputs.append(seen)
+            outputs.append(y)
+        return y, (inputs, outputs)
 
-    shapes = jax.eval_shape(forward, [None] * len(where))[1]
-    zeros = []
-    for index, inputs in zip(where, shapes, strict=True):
-        shape = jax.eval_shape(layers[index].pre, params[index], inputs)
-        zeros.append(jnp.zeros(shape.shape, shape.dtype))
-    y, push, seen = jax.linearize(forward, zeros, has_aux=True)
+    outputs = jax.eval_shape(lambda: forward([None] * len(where))[1][1])
+    zeros = [jnp.zeros(outputs[index].shape, outputs[index].dtype) for index in where]
+    y, push, (inputs, _) = jax.linearize(forward, zeros, has_aux=True)
     transposed = jax.linear_transpose(push, zeros)
-    features = [layers[index].features(inputs) for index, inputs in zip(where, seen, strict=True)]
+    features = [layers[index].features(inputs[index]) for index in where]
 
     def pushed(direction: list[jax.Array]) -> jax.Array:
-        return push([(f @ d).reshape(z.shape) for f, d, z in zip(features, direction, zeros, strict=True)])
+        change: jax.Array = push([(f @ d).reshape(z.shape) for f, d, z in zip(features, direction, zeros, strict=True)])
+        return change
 
     def pulled(cotangent: jax.Array) -> list[jax.Array]:
         return [g.reshape(len(f), -1) for g, f in zip(transposed(cotangent)[0], features, strict=True)]
 
     return Linear(y, features, pushed, pulled)
-
-
-def _run(layer: Any, params: Any, x: Any, nudge: Any) -> tuple[Any, Any]:
-    """Return y with `a = pre(params, inputs) + nudge`, and the inputs."""
-    if callable(getattr(layer, "forward", None)):
-        out: tuple[Any, Any] = layer.forward(params, x, nudge)
-        return out
-    a = layer.pre(params, x)
-    return layer.transfer(a if nudge is None else a + nudge), x
