@@ -81,8 +81,10 @@ def raises(kind, message):
             "DenseLayer(5, 2), gives, got inputs=4.",
         ),
         *(
-            (functools.partial(make, inner=inner), f"or SpectralFilter, got inner={inner!r}. Pass one such as")
-            for inner in (optax.sgd, 0.1, None, ux.Curvature)
+            pytest.param(
+                functools.partial(make, inner=inner), f"or SpectralFilter, got inner={inner!r}. Pass one such", id=name
+            )
+            for name, inner in {"maker": optax.sgd, "number": 0.1, "none": None, "class": ux.Curvature}.items()
         ),
         (
             lambda: make(inner=ux.SpectralFilter(0.1), variant="M"),
