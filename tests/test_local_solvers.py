@@ -18,7 +18,7 @@ from unrollax.local._problem import How, Problem, gram_gradient, gram_pays, loca
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
 KEY = jax.random.key(0)
 BATCH = 12
-EXACT = ux.Curvature(every=1, memory=0.0, damping=0.0, trust=None)
+EXACT = ux.Curvature(every=1, memory=0.0, damping=0.0, trust=None, share=None)
 
 
 def squares(y, target):
@@ -138,7 +138,7 @@ def products(jaxpr):
 @pytest.mark.parametrize("steps", [2, 5, 60])
 def test_the_form_with_fewer_operations_is_chosen(sizes, steps):
     """Counted in the traced program of all steps after the first, whose gradient costs the same in both."""
-    problem, how = problem_of(*sizes), How("S", steps, 1.0, 0.0)
+    problem, how = problem_of(*sizes), How("S", steps, 1.0, 0.0, 1.0)
 
     def run(form, params):
         gradient = form(problem, how, 1.0)
@@ -155,7 +155,7 @@ def test_the_form_with_fewer_operations_is_chosen(sizes, steps):
 
 
 def test_the_gram_form_is_for_squared_losses_of_linear_layers_only():
-    tanh, many = problem_of(500, 20, 10), How("M", 60, 1.0, 0.0)
+    tanh, many = problem_of(500, 20, 10), How("M", 60, 1.0, 0.0, 1.0)
     assert not gram_pays(tanh, many)
     identity = tanh._replace(layer=ux.DenseLayer(20, 10, bias=False))
     assert gram_pays(identity, many)
@@ -209,7 +209,7 @@ def test_the_closed_form_solves_the_regularised_problem(name):
         layers,
         squares,
         "S",
-        ux.Curvature(damping=0.0, trust=None, iterations=40),
+        ux.Curvature(damping=0.0, trust=None, share=None, iterations=40),
         reach=0.7,
         pull=0.2,
         targets="gradient",
@@ -262,7 +262,7 @@ def test_the_inverse_is_that_of_an_average_made_anew_now_and_then(every, memory)
     """A literal loop over batches: the covariances' average, biased to none, and batches that take an older inverse."""
     layers, params, (x, target) = made("dense")
     scales = np.exp(np.random.default_rng(1).normal(size=EARLY + 8))
-    curvature = ux.Curvature(damping=0.3, every=every, memory=memory, trust=None)
+    curvature = ux.Curvature(damping=0.3, every=every, memory=memory, trust=None, share=None)
     loco = ux.LocoProp(layers[:1], squares, "S", curvature, reach=0.7, pull=0.1, targets="gradient")
     target = np.concatenate([target, target], axis=1)
 
@@ -300,8 +300,8 @@ def test_conjugate_gradients_keep_no_matrices():
 
 
 @pytest.mark.parametrize("targets", ["gradient", "natural"])
-def test_trust_bounds_the_step_exactly(targets):
-    """r^2 <P G, gradient>, G the gradient to the targets' moves and P by NumPy; no bound where it is met anyway."""
+def test_trust_and_share_bound_the_step_exactly(targets):
+    """r^2 <P G, gradient> and r <P G, gradient> / loss, G the gradient to the moves, P by NumPy; no bound met anyway."""
     layers, params, data = made("dense")
     estimate = jax.jit(lambda loco, params, state: loco.estimate(params, state, data))
 
@@ -313,14 +313,27 @@ def test_trust_bounds_the_step_exactly(targets):
         return p @ (x.T @ (g * scale) / BATCH)
 
     product = sum((literal(x, g) * (x.T @ g / BATCH)).sum() for x, g in seen("dense").values())
-    for trust, reach in ((0.01, 1.0), (0.01, 20.0), (1e9, 2.0)):
-        loco = ux.LocoProp(layers, squares, "S", ux.Curvature(damping=0.2, trust=trust), reach=reach, targets=targets)
+    plain = ux.LocoProp(layers, squares)
+    loss = float(estimate(plain, params, plain.init(KEY, params))[1].loss)
+    for trust, share, reach in (
+        (0.01, 1e9, 1.0),
+        (0.01, None, 20.0),
+        (1e9, 1e9, 2.0),
+        (None, 1e-3, 20.0),
+        (0.01, 1e-6, 1),
+    ):
+        inner = ux.Curvature(damping=0.2, trust=trust, share=share)
+        loco = ux.LocoProp(layers, squares, "S", inner, reach=reach, targets=targets)
         found = estimate(loco, params, loco.init(KEY, params))[1]
-        used = min(reach, np.sqrt(trust / product))
+        by_trust = np.inf if trust is None else np.sqrt(trust / product)
+        by_share = np.inf if share is None else share * loss / product
+        used = min(reach, by_trust, by_share)
         close(found.info.reach, used)
-        assert (used < reach) == (trust < 1)
-        if used < reach:
+        assert (used < reach) == (trust != 1e9)
+        if used == by_trust:
             close(found.info.reach**2 * product, trust)
+        if used == by_share:
+            close(found.info.reach * product / loss, share)
         check(found, "dense", lambda x, g, used=used: used * literal(x, g))
 
 

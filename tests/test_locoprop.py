@@ -203,7 +203,7 @@ def test_the_gradient_of_the_local_loss_in_m_is_that_of_the_matching_loss(name):
         jnp.asarray(rng.normal(size=(BATCH, 3))),
     )
     y = layer.transfer(layer.pre(start, x))
-    problem, how = Problem(layer, start, x, y, slope, ()), How("M", 1, 0.3, 0.2)
+    problem, how = Problem(layer, start, x, y, slope, ()), How("M", 1, 0.3, 0.2, 1.0)
 
     @jax.jit
     def value(matrix):
@@ -222,7 +222,7 @@ def test_the_gradient_of_the_local_loss_in_m_is_that_of_the_matching_loss(name):
 
 @pytest.mark.parametrize(
     "inner",
-    [optax.sgd(0.1), optax.rmsprop(1e-2), ux.Curvature(every=1, trust=None)],
+    [optax.sgd(0.1), optax.rmsprop(1e-2), ux.Curvature(every=1, trust=None, share=None)],
     ids=["sgd", "rmsprop", "curvature"],
 )
 def test_m_is_s_bit_for_bit_on_identity_layers(inner):
@@ -286,7 +286,9 @@ def test_natural_and_normalized_targets_are_those_of_a_literal_transcription(var
 
 
 @pytest.mark.parametrize(
-    "inner", [optax.sgd(0.1), ux.Curvature(), ux.Curvature(iterations=4)], ids=["sgd", "direct", "cg"]
+    "inner",
+    [optax.sgd(0.1), ux.Curvature(share=None), ux.Curvature(share=None, iterations=4)],
+    ids=["sgd", "direct", "cg"],
 )
 def test_natural_targets_have_one_direction_however_small_the_loss_is(inner):
     """A loss of 1e-30 in float32, whose gradients' squares are far below the smallest number."""
@@ -309,7 +311,7 @@ def test_natural_targets_have_one_direction_however_small_the_loss_is(inner):
 def test_a_normalized_step_by_curvature_is_the_solution_of_a_literal_transcription(variant, iterations):
     """In M with the largest slopes of tanh and sigmoid; as many conjugate gradients as inputs solve it exactly."""
     params, data = numbers()
-    inner = ux.Curvature(damping=0.5, trust=None, iterations=iterations)
+    inner = ux.Curvature(damping=0.5, trust=None, share=None, iterations=iterations)
     loco = ux.LocoProp(DENSE, squares, variant, inner, reach=0.1, targets="normalized")
     found = first(loco, params, data).grad
     inputs, _, _, slopes = seen_by_hand(params, *data)
@@ -329,8 +331,8 @@ def test_a_normalized_step_by_curvature_is_the_solution_of_a_literal_transcripti
     [
         (optax.sgd(0.1), 3),
         (optax.adam(0.01), 2),
-        (ux.Curvature(trust=None), 2),
-        (ux.Curvature(trust=None, iterations=4), 1),
+        (ux.Curvature(trust=None, share=None), 2),
+        (ux.Curvature(trust=None, share=None, iterations=4), 1),
     ],
     ids=["sgd", "adam", "direct", "cg"],
 )
@@ -355,12 +357,53 @@ def test_natural_steps_grow_as_the_gradient_vanishes_and_trust_does_not_see_it()
     params, data = numbers()
 
     def step(scale):
-        loco = ux.LocoProp(DENSE, lambda y, target: scale * squares(y, target), "S", ux.Curvature(trust=0.01))
+        loco = ux.LocoProp(
+            DENSE, lambda y, target: scale * squares(y, target), "S", ux.Curvature(trust=0.01, share=None)
+        )
         return first(loco, params, data)
 
     plain, small = step(1.0), step(1e-6)
     close(small.info.reach, plain.info.reach, rtol=1e-9)
     same(small.grad, jax.tree.map(lambda leaf: 1e6 * leaf, plain.grad), functools.partial(close, rtol=1e-9))
+
+
+def test_natural_steps_bounded_by_share_alone_do_not_depend_on_the_unit_of_the_loss():
+    params, data = numbers()
+
+    def step(scale):
+        inner = ux.Curvature(trust=None, share=0.1)
+        loco = ux.LocoProp(DENSE, lambda y, target: scale * squares(y, target), "S", inner, reach=1e12)
+        return first(loco, params, data)
+
+    plain = step(1.0)
+    for scale in (1e-6, 1e6):
+        same(step(scale).grad, plain.grad, functools.partial(close, rtol=1e-9))
+
+
+def test_a_loss_below_0_sets_no_bound_by_share():
+    params, data = numbers()
+
+    def step(share, shift):
+        inner = ux.Curvature(trust=0.01, share=share)
+        return first(ux.LocoProp(DENSE, lambda y, target: squares(y, target) - shift, "S", inner), params, data)
+
+    assert step(1e-6, 0.0).info.reach < step(None, 0.0).info.reach
+    close(step(1e-6, 1e3).info.reach, step(None, 1e3).info.reach)
+
+
+def test_at_a_constant_rate_a_net_fits_all_and_stays_fitted():
+    """Without `share` the steps grow where nothing is left to be gained."""
+    x = jax.random.normal(KEY, (40, 4))
+    data, layers = (x, jnp.tanh(x @ jnp.ones((4, 3)))), ux.dense_layers([4, 16, 3], "tanh")
+    params = ux.layered(layers, squares).params(KEY)
+
+    def losses(share):
+        loco = ux.LocoProp(layers, squares, inner=ux.Curvature(share=share))
+        return ux.fit(loco, optax.sgd(1.0), params, lambda step: data, key=KEY, steps=300).metrics.loss
+
+    kept, unbounded = losses(1.0), losses(None)
+    assert kept[-50:].max() < 1e-3 * kept[0]
+    assert unbounded[-50:].max() > 1e3 * kept[-50:].max()
 
 
 @pytest.mark.parametrize("first_rows", [0.0, 1e-25], ids=["zero", "tiny"])

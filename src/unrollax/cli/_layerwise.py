@@ -14,6 +14,7 @@ from unrollax._optimizer import optimizer
 from unrollax._types import GradientEstimator
 from unrollax.cli._names import CURVATURE
 from unrollax.local import Curvature, Layered, LocoProp, SpectralFilter
+from unrollax.local._curvature import BOUNDS
 from unrollax.optimizers import KFAC
 
 CLASSES: dict[str, Any] = {"locoprop": LocoProp, "kfac": KFAC}
@@ -53,7 +54,7 @@ def options_of(estimator: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     found = {field.name: getattr(estimator, field.name) for field in dataclasses.fields(estimator)}
     if isinstance(estimator, LocoProp) and isinstance(estimator.inner, Curvature):
         found |= {key: getattr(estimator.inner, key) for key in CURVATURE} | {"inner": "curvature"}
-        found["trust"] = "none" if estimator.inner.trust is None else estimator.inner.trust
+        found |= {key: "none" for key in BOUNDS if found[key] is None}
     plain = {key: item for key, item in found.items() if isinstance(item, (bool, int, float, str))}
     return {**plain, **given}
 

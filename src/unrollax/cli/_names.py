@@ -24,7 +24,7 @@ ESTIMATORS: dict[str, tuple[str, ...]] = {
     "guided-es": (*_EVOLUTION, "subspace", "alpha"),
     "implicit": ("window", "horizon", "solver", "terms", "tol"),
 }
-CURVATURE = ("damping", "every", "memory", "trust", "iterations")  # of `inner="curvature"`
+CURVATURE = ("damping", "every", "memory", "trust", "share", "iterations")  # of `inner="curvature"`
 # Directions for a net's layers which are no gradients, for targets whose system is `unrollax.layered(...)`.
 LAYERWISE: dict[str, tuple[str, ...]] = {
     "locoprop": ("variant", "inner", "inner_lr", "steps", "reach", "pull", "targets", *CURVATURE),
@@ -90,6 +90,7 @@ class EstimatorConfig(Strict):
     damping: float | None = Field(None, ge=0)
     every: int | None = Field(None, ge=1)
     trust: float | Literal["none"] | None = None
+    share: float | Literal["none"] | None = None
     iterations: int | None = Field(None, ge=1)
     outputs: Literal["independent", "softmax"] | None = None
     lr: float | None = Field(None, ge=0)

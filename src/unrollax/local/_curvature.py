@@ -16,6 +16,7 @@ from unrollax._types import Params
 from unrollax._value import static, value
 from unrollax.local._problem import How, Problem, Solution, in_kinds_of, is_squared, local_gradient
 
+BOUNDS = ("trust", "share")
 EARLY = 10  # batches at the start for each of which the inverses are made anew: activations change fastest there
 
 
@@ -74,7 +75,11 @@ class Curvature:
             rows: below as many rows as inputs take a larger damping, 1 for batches of a few examples.
         trust: bound on r^2 <P G, gradient>, summed over layers, r the reach that is used: the largest up to `reach` that
             keeps it. For `targets="natural"` that is twice the Kullback-Leibler divergence of the step as the curvatures
-            predict it. With others it shrinks with the gradient, and may bound nothing. `None`: r = reach.
+            predict it. With others it shrinks with the gradient, and may bound nothing. `None`: no such bound.
+        share: bound on r <P G, gradient>, the decrease of the loss that the gradient foretells, as a share of the batch's
+            loss: a Polyak step is at 1. It shortens natural steps where little is left to be gained, whatever the loss's
+            unit. A loss below 0 sets no such bound; for one that may be near 0 and fall further, as a log-density's, take
+            `None`, which never does.
         iterations: solve by so many steps of conjugate gradients on each batch, and keep no matrices; `every` and `memory`
             are then not used. `None`: by inverses.
 
@@ -101,6 +106,7 @@ class Curvature:
     every: int = static(default=10)
     memory: Any = 0.8
     trust: Any = 0.3
+    share: Any = 1.0
     iterations: int | None = static(default=None)
 
     def __post_init__(self) -> None:
@@ -109,8 +115,9 @@ class Curvature:
         check_number("Curvature", "memory", self.memory, FROM_ZERO_TO_ONE)
         if self.iterations is not None:
             check_counts("Curvature", iterations=self.iterations)
-        if self.trust is not None:
-            check_number("Curvature", "trust", self.trust, POSITIVE)
+        for name in BOUNDS:
+            if getattr(self, name) is not None:
+                check_number("Curvature", name, getattr(self, name), POSITIVE)
 
     def init(self, layers: list[Any], params: list[Params]) -> CurvatureState:
         """Return zeros in the shapes of the layers' curvatures."""
@@ -126,8 +133,9 @@ class Curvature:
     def _check_used(self) -> None:
         check_number("Curvature", "damping", self.damping, NOT_NEGATIVE, used=True)
         check_number("Curvature", "memory", self.memory, FROM_ZERO_TO_ONE, used=True)
-        if self.trust is not None:
-            check_number("Curvature", "trust", self.trust, POSITIVE, used=True)
+        for name in BOUNDS:
+            if getattr(self, name) is not None:
+                check_number("Curvature", name, getattr(self, name), POSITIVE, used=True)
 
     def solve(self, problems: list[Problem], state: CurvatureState, how: How) -> Solution:
         """Solve all layers' problems; see `Solver`."""
@@ -164,11 +172,13 @@ class Curvature:
 
     def _reach(self, how: How, product: Any) -> jax.Array:
         reach = jnp.asarray(how.reach, product.dtype)
-        if self.trust is None:
-            return reach
-        tiny = float(jnp.finfo(product.dtype).tiny)  # type: ignore[no-untyped-call]
-        largest = jnp.sqrt(self.trust / jnp.maximum(product, tiny))
-        return jnp.minimum(reach, largest.astype(reach.dtype))
+        product = jnp.maximum(product, float(jnp.finfo(product.dtype).tiny))  # type: ignore[no-untyped-call]
+        if self.trust is not None:
+            reach = jnp.minimum(reach, jnp.sqrt(self.trust / product).astype(reach.dtype))
+        if self.share is not None:
+            gained = (self.share * how.loss / product).astype(reach.dtype)
+            reach = jnp.minimum(reach, jnp.where(how.loss < 0, jnp.inf, gained))
+        return reach
 
     def _averages(self) -> bool:
         """Whether covariances are averaged: unless memory is known to be 0, which it is at `init` or nowhere."""

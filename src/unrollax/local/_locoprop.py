@@ -44,7 +44,7 @@ class LocoInfo(NamedTuple):
 
     Attributes:
         nonfinite: 1 if the mean loss was NaN or infinite, else 0.
-        reach: the reach that was used: less than asked for where `Curvature(trust=)` bounds it.
+        reach: the reach that was used: less than asked for where `Curvature` bounds it.
         moved: `[layers with params]` norm of a layer's change over that of its parameters.
     """
 
@@ -78,10 +78,11 @@ class LocoProp:
     | `"normalized"` | g / sqrt(v) | 1, in the unit of a (in M of y) | where gradients vanish: deep sigmoid nets |
 
     (v + mean v / 10 in the place of v, the mean over the layer.) The directions of the last two do not depend on how far the
-    gradient has vanished on its way back. The length of natural targets grows as it vanishes, which `Curvature(trust=)`
-    does not see; that of normalized ones does not change: take `reach=0.1` and `Curvature(trust=None)` with them. Neither
-    gets shorter near a minimum: lower the rate of the optimizer to 0. Natural targets take the loss for a negative
-    log-likelihood in nats: c times the loss makes steps of 1/c the length.
+    gradient has vanished on its way back. The length of natural targets grows as it vanishes, until `Curvature(share=)`
+    bounds it; that of normalized ones does not change: take `reach=0.1` and `Curvature(trust=None)` with them, and lower
+    the rate of the optimizer to 0. Natural targets take the loss for a negative log-likelihood in nats: c times the loss
+    makes steps of 1/c the length. Where it has another unit and they get too short, `reach=1e6, Curvature(trust=None)`
+    leaves their length to `share`, which knows no unit.
 
     Target: pseudo, a direction that is no gradient. Cost of a batch: one forward pass, one pass back to the
     pre-activations, and what `inner` takes. State: that of `inner`, and a number for each unit.
@@ -173,7 +174,7 @@ class LocoProp:
             for index, own in zip(at, scales, strict=True)
         ]
         moved, inner, reach = self.inner.solve(
-            problems, state.inner, How(self.variant, self.steps, self.reach, self.pull)
+            problems, state.inner, How(self.variant, self.steps, self.reach, self.pull, seen.loss)
         )
         grad = jax.tree.unflatten(
             jax.tree.structure(params), jax.tree.leaves(moved)

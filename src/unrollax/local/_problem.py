@@ -43,12 +43,13 @@ class Problem(NamedTuple):
 
 
 class How(NamedTuple):
-    """What all layers' problems share; see `LocoProp`."""
+    """What all layers' problems share: options of `LocoProp`, and the mean loss of the batch."""
 
     variant: str
     steps: int
     reach: Any
     pull: Any
+    loss: Any
 
 
 class Solver(Protocol):
