@@ -73,16 +73,25 @@ def multiply_both(factors: tuple[Any, Any], x: jax.Array) -> jax.Array:
 def in_turn(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Return `jax.tree.map(function, tree, *rest)`, one leaf after the other.
 
-    Under jaxlib 0.10.2 a program that may run many `jnp.linalg.qr` at once on a CPU waits for ever: each holds a thread of
-    the pool while it waits for another. Decompositions that start together also fight for the threads of LAPACK.
+    Under jaxlib 0.10.2 decompositions on a CPU that run at the same time wait for ever: each holds a thread of XLA's pool
+    while it waits for another thread to do its blocks. They also fight for the threads of LAPACK.
     """
     leaves = jax.tree.leaves(tree)
     treedef: Any = jax.tree.structure(tree)
     done: list[Any] = []
     for leaf, *others in zip(leaves, *map(treedef.flatten_up_to, rest), strict=True):
-        ready = jax.lax.optimization_barrier((leaf, done[-1]))[0] if done else leaf
-        done.append(function(ready, *others))
+        done.append(function(_after(done[-1], leaf) if done else leaf, *others))
     return jax.tree.unflatten(treedef, done)
+
+
+def _after(before: Any, leaf: jax.Array) -> jax.Array:
+    """Return `leaf`, once `before` is there.
+
+    XLA drops `optimization_barrier` on a CPU before it puts work in order, so it is told of a dependence that it can't see
+    through: no number is both NaN and infinite.
+    """
+    number = jnp.ravel(jax.tree.leaves(before)[0])[0]
+    return jnp.where(jnp.isnan(number) & jnp.isinf(number), jnp.zeros_like(leaf), leaf)
 
 
 def moving(old: jax.Array, new: jax.Array, decay: float | None) -> jax.Array:
