@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 # Before jax is imported. Workers of xdist inherit the cache folder from the process that started them.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -43,6 +45,15 @@ def forgetting(request):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def here(request, tmp_path, monkeypatch):
+    """Run in a folder of the test's own, where mine.py is the text MINE of its file, anew in each test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
+    Path("mine.py").write_text(request.module.MINE)
 
 
 @pytest.fixture

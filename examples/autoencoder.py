@@ -6,7 +6,7 @@ pixels. Three stages, for each method:
 1. A search: `--trials` settings, spread evenly over ranges of the learning rate and one more number, `--steps` steps each.
 2. The best ones: `--seeds` runs from other starts; a step of each method is timed in turn with the others', compiled.
 3. For each of `--seconds` a search of its own, with as many steps as fit by the times of stage 2: all settings for the
-   the better half of them for the next, and so on.
+   first, the better half of them for the next, and so on.
 
 Losses are of 5,000 training images; those of CURVES can't fall below the entropy of their soft edges, which is given beside.
 
@@ -29,18 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from _race import (
-    Course,
-    Lane,
-    Method,
-    Trial,
-    at_times,
-    progress,
-    run_trial,
-    search,
-    size,
-    time_steps,
-)
+from _race import Course, Lane, Method, Trial, at_times, progress, run_trial, search, size, time_steps
 from _race_shown import clean, draw, notes, table
 from pydantic import ValidationError
 

@@ -2,9 +2,7 @@
 
 import csv
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +13,7 @@ from unrollax._report import render, score_plots
 from unrollax.cli._app import app
 from unrollax.cli._artifacts import OWN, keep
 
+pytestmark = pytest.mark.usefixtures("here")
 MINE = """
 import optax
 import unrollax as ux
@@ -32,14 +31,6 @@ interrupted = good._replace(evaluate=lambda params: exec("raise KeyboardInterrup
 broken = plain._replace(artifacts=lambda params: {"a.txt": open("nowhere.txt").read()})
 wrong = plain._replace(artifacts=lambda params: {"run.toml": "mine"})
 """
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
-    Path("mine.py").write_text(MINE)
 
 
 def train(name, code=0):

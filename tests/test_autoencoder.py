@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gzip
 import importlib
 import io
 import itertools
@@ -192,13 +193,32 @@ def test_a_wrong_folder_and_wrong_sizes_are_usage_errors(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x01" + b"\0" * 12)
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(b"")
     for setting, says in (
-        (f"data={tmp_path}", "not 2049, which is of labels: put the file of images in its place"),
-        ("data=nowhere", "data: it must be curves, digits or a folder that holds train-images-idx3-ubyte"),
-        ("sizes=64-3", "sizes must begin with the 784 pixels of an image"),
+        (
+            f"data={tmp_path}",
+            f"autoencoder: data: {tmp_path}/train-images-idx3-ubyte must start with 2051, the magic number of IDX images of "
+            "unsigned bytes, got 2049, which is of labels. Put the file of images in its place.",
+        ),
+        (
+            "data=Nowhere",
+            "autoencoder: data: it must be curves, digits or a folder that holds train-images-idx3-ubyte and "
+            "t10k-images-idx3-ubyte, got 'Nowhere', where nothing is. Give one of these.",
+        ),
+        ("sizes=64-3", "autoencoder: sizes: sizes must begin with the 784 pixels of an image, got '64-3'."),
     ):
         result = invoke("--set", setting)
         assert result.exit_code == 2
-        assert says in " ".join(result.output.split())
+        assert " ".join(result.output.split()).endswith(says)
+
+
+def test_damage_in_a_compressed_file_of_images_is_a_usage_error_that_names_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 3), np.uint8)
+    content = gzip.compress(np.array([2051, 50, 4, 3], ">u4").tobytes() + pixels.tobytes())
+    for part, kept in (("train-images-idx3-ubyte.gz", content[:-200]), ("t10k-images-idx3-ubyte.gz", content)):
+        (tmp_path / part).write_bytes(kept)
+    result = invoke("--set", f"data={tmp_path}")
+    assert result.exit_code == 2
+    says = f"{tmp_path}/train-images-idx3-ubyte.gz must be whole, got compressed data that are damaged or end early. Fetch it"
+    assert says in " ".join(result.output.split())
 
 
 # The race

@@ -1,10 +1,8 @@
 """LocoProp and K-FAC on the command line: on nets of layers, repeatable, and answered elsewhere."""
 
 import json
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -19,6 +17,7 @@ from unrollax.cli._app import app
 from unrollax.cli._config import resolve
 from unrollax.cli._names import EstimatorConfig, OptimizerConfig
 
+pytestmark = pytest.mark.usefixtures("here")
 MINE = """
 import jax
 import jax.numpy as jnp
@@ -41,14 +40,6 @@ plain = ux.system(init=lambda key, params: 0.0, step=lambda params, state, x, ke
 other = ux.Experiment(plain, ux.BPTT(plain, 8), optax.sgd(0.1), 1.0, None)
 """
 NOTHING = {"estimator": {"name": None}, "optimizer": {}, "steps": None, "seed": None}
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
-    Path("mine.py").write_text(MINE)
 
 
 def command(*arguments):

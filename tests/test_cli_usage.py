@@ -8,7 +8,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from unrollax.cli._config import resolve
 from unrollax.cli._names import ALL, ESTIMATORS, LAYERWISE, OPTIMIZERS, EstimatorConfig, OptimizerConfig
 from unrollax.cli._progress import ProgressLine
 
+pytestmark = pytest.mark.usefixtures("here")
 MINE = """
 import optax
 import unrollax as ux
@@ -40,14 +40,6 @@ def make(rate=0.05):
 def needs(rate):
     return experiment
 """
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
-    Path("mine.py").write_text(MINE)
 
 
 def command(*arguments):

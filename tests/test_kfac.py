@@ -73,12 +73,12 @@ def test_the_factor_of_the_inputs_is_the_average_of_the_covariances_that_were_du
     for step in range(24):
         now = x * (step + 1)
         state, _ = estimate(params, state, (now, target))
-        if step < 3 or step % every == 0:
+        if step % every == 0:
             times += 1
             rows, keep = np.c_[now, np.ones(len(x))], min(1 - 1 / times, max(0.95**every, 0.8))
             expected = keep * expected + (1 - keep) * rows.T @ rows / len(x)
         np.testing.assert_allclose(state.factors[0].inputs, expected, rtol=1e-10)
-    assert times == {1: 24, 4: 8, 6: 6}[every]
+    assert times == {1: 24, 4: 6, 6: 4}[every]
 
 
 @pytest.mark.parametrize(("loss", "outputs"), [(sigmoids, "independent"), (shares, "softmax")])
@@ -158,7 +158,7 @@ def test_updates_equal_the_literal_algorithm(key, loss, outputs):
         after, estimate = run(params, state, data)
         (theta, curvature, grad), unravel, objective = flat_curvature(net, params, *data)
         grad = grad + l2 * theta
-        if k < 3 or k % every == 0:
+        if k % every == 0:
             inverses = [literal_inverse(pair, np.sqrt(damping + l2)) for pair in after.factors]
         steps = [-(a @ np.asarray(w) @ g) for (a, g), w in zip(inverses, unravel(jnp.asarray(grad)), strict=True)]
         proposal = np.concatenate([step.ravel() for step in steps])
@@ -288,7 +288,7 @@ def test_inverses_change_only_when_it_is_time(key):
         after, estimate = run(params, state, data)
         changed.append(bool((after.inverses[0].inputs != state.inverses[0].inputs).any()))
         params, state = apply(params, estimate), after
-    assert changed == [True, True, True, True, False, False, True]  # the first three, too
+    assert changed == [True, False, False, True, False, False, True]
 
 
 def test_a_recurrent_net_learns_with_labels(key):
@@ -347,6 +347,16 @@ def test_what_does_not_fit_is_named(key):
             lambda: KFAC(net).estimate(params, KFAC(net).init(key, params), x),
             ux.StructureError,
             r"data must be a pair \(x, target\)",
+        ),
+        (
+            lambda: KFAC(net).estimate(params, KFAC(net).init(key, params), (x[:0], target[:0])),
+            ux.StructureError,
+            r"KFAC: data leaf \[0\] must be \[batch, ...\], of some examples, got float64\[0,4\]",
+        ),
+        (
+            lambda: KFAC(net).estimate(params, KFAC(net).init(key, params), (x, target[:4])),
+            ux.StructureError,
+            r"KFAC: data leaf \[1\] must be \[batch, ...\], here \[6, ...\], got float64\[4,2\]",
         ),
     ]
     for call, kind, says in cases:
@@ -427,7 +437,7 @@ def test_a_deep_autoencoder_of_curves_trains_in_float32(key):
     images = recipe.flat(curves(5000, 0)).astype(jnp.float32)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), net.params(jax.random.key(0)))
     batches = recipe.Batches(images, jax.random.key(1), 500)
-    run = ux.fit(KFAC(net, damping=0.1, every=10), optax.sgd(1.0), params, batches, key=key, steps=400)
+    run = ux.fit(KFAC(net), optax.sgd(1.0), params, batches, key=key, steps=400)
     assert run.metrics.loss.dtype == jnp.float32
     assert np.isfinite(run.metrics.loss).all()
-    assert run.metrics.loss[-1] < 50  # nats, of which 23 are the images' entropy
+    assert run.metrics.loss[-20:].mean() < 47  # nats, 23 of them the images' entropy; 51 if more is renewed at first

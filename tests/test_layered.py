@@ -250,7 +250,11 @@ class NoTransfer:
             "layered: layers[1], DenseLayer(6, 3), must take the 5 numbers on the last axis that layers[0], DenseLayer(4, 5),"
             " gives, got inputs=6.",
         ),
-        ([ux.ConvLayer(1, 4, 3), ux.DenseLayer(36, 3)], "Change one, or put what reshapes between them."),
+        (
+            [ux.ConvLayer(1, 4, 3), ux.DenseLayer(36, 3)],
+            "gives, got inputs=36. Change one, or put what reshapes between them, such as unrollax.Layer(lambda params, x: "
+            "x.reshape(len(x), -1)) behind a convolution.",
+        ),
     ],
 )
 def test_a_wrong_list_of_layers_is_told_by_index(layers, message):
@@ -276,6 +280,52 @@ def test_a_loss_must_be_a_function_with_one_number_an_example():
         )
         with pytest.raises(ux.StructureError, match=re.escape(message)):
             estimate(ux.BPTT(ux.layered(NETS["dense"][0], loss), horizon=BATCH), params, data)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [lambda net: ux.BPTT(net, BATCH), ux.KFAC, lambda net: ux.LocoProp(net.layers, net.loss)],
+    ids=["layered", "KFAC", "LocoProp"],
+)
+@pytest.mark.parametrize(
+    ("layers", "shape", "predicted", "why"),
+    [
+        (ux.dense_layers([4, 3]), (4,), "6,3", "sub got incompatible shapes for broadcasting: (6, 3), (6, 2)"),
+        (
+            [ux.ConvLayer(1, 4, 3), ux.DenseLayer(4, 2)],
+            (5, 5, 1),
+            "6,5,5,2",
+            "(6, 5, 5, 2)",
+        ),
+    ],
+    ids=["another width", "not flattened"],
+)
+def test_a_loss_that_cannot_take_its_target_is_told_with_both_shapes(estimator, layers, shape, predicted, why):
+    made = estimator(ux.layered(layers, lambda y, target: ((y - target) ** 2).reshape(len(y), -1).sum(-1)))
+    params = ux.layered(layers, squares).params(KEY)
+    with pytest.raises(ux.StructureError) as told:
+        estimate(made, params, (jnp.ones((BATCH, *shape)), jnp.ones((BATCH, 2))))
+    message = str(told.value)
+    assert re.match(r"(layered|KFAC|LocoProp): loss must take predictions ", message)
+    assert f"predictions float64[{predicted}] with a target float64[6,2], got " in message
+    assert re.search(rf", got \w+Error: .*{re.escape(why)}.*\. Give them shapes that fit: flatten", message)
+    assert isinstance(told.value.__cause__, (TypeError, ValueError))
+
+
+def test_what_a_loss_itself_refuses_is_told_as_it_is():
+    _, params, data = made("dense")
+    told = ux.StructureError("mine: target must be labels. Give them.")
+
+    def loss(y, target):
+        raise told
+
+    with pytest.raises(ux.StructureError) as found:
+        estimate(ux.BPTT(ux.layered(NETS["dense"][0], loss), horizon=BATCH), params, data)
+    assert found.value is told
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        estimate(
+            ux.BPTT(ux.layered(NETS["dense"][0], lambda y, t: y if (y > 0).all() else t), horizon=BATCH), params, data
+        )
 
 
 X = np.zeros((6, 4))

@@ -252,6 +252,9 @@ def test_layers_of_a_module_are_trained_like_any_others():
     close(found.loss, squares(run(params, x), 0).mean())
 
 
+TWICE = eqx.nn.Linear(4, 4, key=KEY)
+
+
 def refused(*parts):
     return lambda: ux.equinox_layers(sequential(*parts))
 
@@ -293,6 +296,25 @@ def refused(*parts):
             refused(linear(0, "scalar", 3)),
             'module.layers[0] must have whole numbers as sizes, got a Linear with a "scalar" side.',
         ),
+        (
+            lambda: ux.equinox_layers(eqx.nn.Sequential([TWICE, eqx.nn.Lambda(jnp.tanh), TWICE])),
+            "equinox_layers: module.layers[2] must be a module of its own, got the Linear that is module.layers[0] too. "
+            "Layers can't share params: make another,",
+        ),
+        (
+            lambda: ux.equinox_layers(sequential(TWICE, sequential(jnp.tanh, sequential(TWICE)))),
+            "module.layers[1].layers[1].layers[0] must be a module of its own, got the Linear that is module.layers[0] too.",
+        ),
+        (
+            lambda: ux.equinox_layers(eqx.nn.MLP(4, 2, 3, 1, key=KEY), jnp.ones((5, 3))),
+            "equinox_layers: x must be a batch of examples that the module takes, [batch, ...], got float64[5,3], for which "
+            "it raises TypeError: dot_general requires contracting dimensions to have the same shape, got (4,) and (3,). ",
+        ),
+        (
+            lambda: ux.equinox_layers(eqx.nn.MLP(4, 2, 3, 1, key=KEY), jnp.ones(4)),
+            "[batch, ...], got float64[4], for which it raises ",
+        ),
+        (lambda: ux.equinox_layers(eqx.nn.MLP(4, 2, 3, 1, key=KEY), 1.0), "[batch, ...], got float64[], for which it"),
         (refused(jnp.tanh), "module must hold a Linear or a Conv2d, got Sequential. Pass a whole net."),
         (lambda: ux.equinox_layers(jnp.tanh), "equinox_layers: module must be a Linear"),
         (
@@ -309,6 +331,12 @@ def refused(*parts):
 def test_a_part_of_a_module_of_equinox_that_is_no_layer_is_named(wrong, message):
     with pytest.raises(ux.InvalidArgument, match=re.escape(message)):
         wrong()
+
+
+def test_a_function_may_come_twice_in_a_module_of_equinox():
+    tanh = eqx.nn.Lambda(jnp.tanh)
+    layers = ux.equinox_layers(sequential(linear(0, 4, 4), tanh, linear(1, 4, 2), tanh), X)
+    assert names_of(layers.layers) == [("DenseLayer", "tanh")] * 2
 
 
 class Hidden(eqx.nn.Linear):

@@ -234,6 +234,43 @@ def test_a_layer_that_is_not_linear_in_its_params_is_told_where_it_must_be(optio
     estimate(ux.LocoProp([*DENSE, OWN], squares, inner=optax.sgd(0.1), targets="gradient"), params)
 
 
+class Unlike:
+    """A dense layer of which one part is another's."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+    def __getattr__(self, name):
+        return getattr(DENSE[0], name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "got"),
+    [
+        (Unlike(features=lambda x: x), "features float64[6,4] and a matrix [5, 5]"),
+        (Unlike(features=lambda x: DENSE[0].features(x)[:3]), "features float64[3,5] and a matrix [5, 5]"),
+        (Unlike(matrix=lambda own: own["w"][:, :2]), "features float64[6,5] and a matrix [4, 2]"),
+        (Unlike(matrix=lambda own: own["w"].ravel()), "float64[20]"),
+    ],
+    ids=["no ones", "rows", "outputs", "axes"],
+)
+@pytest.mark.parametrize("owner", ["LocoProp", "LocoProp, gradient", "KFAC"])
+def test_features_that_do_not_fit_their_matrix_are_told(layer, got, owner):
+    layers = [layer, DENSE[1]]
+    step = {
+        "LocoProp": lambda: ux.LocoProp(layers, squares),
+        "LocoProp, gradient": lambda: ux.LocoProp(layers, squares, inner=optax.sgd(0.1), targets="gradient"),
+        "KFAC": lambda: ux.KFAC(ux.layered(layers, squares)),
+    }[owner]()
+    must = "features [6, n] and a matrix [n, 5] for its y, float64[6,5]" if "and" in got else "a matrix [n, m]"
+    message = (
+        f"{owner.partition(',')[0]}: layers[0], Unlike(4, 5), must have {must}, got {got}. Make pre(params, x) the rows "
+        "features(x) @ matrix(params)."
+    )
+    with raises(ux.StructureError, message):
+        estimate(step)
+
+
 @pytest.mark.parametrize("targets", ["natural", "normalized", "gradient"])
 def test_a_layer_without_params_may_be_anything(targets):
     """Nothing is solved there: no matching loss, slope or simplex is asked for."""

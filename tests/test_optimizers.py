@@ -129,7 +129,9 @@ def test_muon_makes_a_matrix_orthogonal_and_leaves_biases_to_adam():
         ("adamm", "Did you mean adam"),
         ("shampo", "Did you mean shampoo"),
         ("zzz", "The choices are adagrad"),
-        (3, "got 3"),
+        (3, "got 3. The choices are adagrad"),
+        (None, "got None. The choices are adagrad"),
+        (["adam"], r"got \['adam'\]. The choices are adagrad"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, says):

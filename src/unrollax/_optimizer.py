@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, Named] = {
     "adam": Named(optax.adam),
     "adamw": Named(optax.adamw),
     "heavy-ball": Named(lambda lr: optax.sgd(lr, momentum=0.9), 0.1),
-    "lion": Named(optax.lion),
+    "lion": Named(optax.lion, 1e-4),  # all of its steps have the length of the rate: a third to a tenth of Adam's
     "momentum": Named(optimizers.momentum, 1.0),
     # One rate for matrices and the rest: each update of a matrix has the size that Adam's would have.
     "muon": Named(lambda lr: optax.contrib.muon(lr, consistent_rms=0.2)),
@@ -58,10 +58,9 @@ def optimizer(name: str, lr: float | Callable[[Any], Any] | None = None) -> opta
         >>> round(float(update), 4)
         -0.2
     """
-    if name not in OPTIMIZERS:
-        raise InvalidArgument(
-            f"optimizer: name must be that of an optimizer, got {name!r}. {nearest(str(name), OPTIMIZERS)}"
-        )
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        near = nearest(name if isinstance(name, str) else "", OPTIMIZERS)
+        raise InvalidArgument(f"optimizer: name must be that of an optimizer, got {name!r}. {near}")
     found = OPTIMIZERS[name]
     if lr is not None and not callable(lr):
         check_number("optimizer", "lr", lr, NOT_NEGATIVE, used=True)

@@ -191,6 +191,7 @@ def validate(model: type[Any], fields: dict[str, Any], where: str) -> Any:
             raise UsageError(f"{where}there is no option {name!r}. {nearest(key, model.model_fields)}") from error
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing.") from error
-        says = first["msg"].removeprefix("Value error, ")
-        says = says[0].lower() + says[1:]
-        raise UsageError(f"{where}{name}: {says}, got {first['input']!r}.") from error
+        own = first["type"] == "value_error"  # ours, which may begin with a path, and say itself what it got
+        says = str(first["ctx"]["error"]).rstrip(".") if own else first["msg"][0].lower() + first["msg"][1:]
+        got = "" if ", got " in says else f", got {first['input']!r}"
+        raise UsageError(f"{where}{name}: {says}{got}.") from error

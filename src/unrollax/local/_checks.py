@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._tree import leaves_with_names
 from unrollax._types import Params, State
-from unrollax.local._layers import is_linear, show
+from unrollax.local._layers import is_linear, matrix_shape, show
 from unrollax.local._transfers import Transfer
 
 OWNER = "LocoProp"
@@ -23,10 +22,7 @@ def check_linear(index: int, layer: Any, params: Params, why: str) -> None:
             f"{OWNER}: layers[{index}] must have features, matrix and from_matrix for {why}, got {show(layer)} without. Take "
             "targets='gradient' and an optax optimizer as inner, or give it these three."
         )
-    try:
-        jax.eval_shape(layer.matrix, params)
-    except StructureError as error:
-        raise StructureError(f"{OWNER}: layers[{index}]: {error}") from None
+    matrix_shape(OWNER, index, layer, params)
 
 
 def check_matching(layers: tuple[Any, ...], at: list[int]) -> None:

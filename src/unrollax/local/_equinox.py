@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from unrollax._errors import InvalidArgument
+from unrollax._tree import describe
 from unrollax._types import Params
 from unrollax.local._conv import ConvLayer
 from unrollax.local._dense import DenseLayer
+from unrollax.local._equinox_parts import OWNER, Activation, Path, Piece, pieces_of
 from unrollax.local._from_modules import (
     Convolution,
     ModuleLayers,
@@ -28,35 +30,6 @@ from unrollax.local._from_modules import (
 )
 from unrollax.local._layers import Layer
 from unrollax.local._transfers import READY, Transfer, known
-
-OWNER = "equinox_layers"
-Path = tuple[int, ...]
-
-
-class Piece(NamedTuple):
-    """A part of a module that is no list of others.
-
-    Attributes:
-        path: the places in `.layers`, from the outermost module.
-        item: a module, or the activation of an MLP.
-        name: what to call it in messages.
-    """
-
-    path: Path
-    item: Any
-    name: str
-
-
-class Activation(NamedTuple):
-    """A function that follows a layer.
-
-    Attributes:
-        function: what is applied.
-        elementwise: whether to each number by itself, as an MLP does.
-    """
-
-    function: Any
-    elementwise: bool
 
 
 class Built(NamedTuple):
@@ -92,7 +65,8 @@ def equinox_layers(module: Any, x: Any = None) -> ModuleLayers:
         `.module(params)`, the module with trained arrays.
 
     Raises:
-        InvalidArgument: a part that is no such layer, or layers that don't compute on x what the module does.
+        InvalidArgument: a part that is no such layer or comes twice, an x that the module can't take, or layers that don't
+            compute on it what the module does.
 
     Example:
         >>> import equinox as eqx, unrollax as ux
@@ -103,7 +77,7 @@ def equinox_layers(module: Any, x: Any = None) -> ModuleLayers:
         ((5, 2), (8, 4))
     """
     built = Built([], [], [], False)
-    for piece in _pieces(module, (), "module"):
+    for piece in pieces_of(module):
         built = _add(built, piece)
     if not any(path is not None for path in built.paths):
         raise InvalidArgument(
@@ -113,23 +87,20 @@ def equinox_layers(module: Any, x: Any = None) -> ModuleLayers:
         _without_params(built, Layer(channels_first))
     made = ModuleLayers(tuple(built.layers), built.params, functools.partial(_restore, module, tuple(built.paths)))
     if x is not None:
-        check_same(OWNER, made.layers, made.own, jnp.asarray(x), jax.jit(jax.vmap(module))(x))
+        check_same(OWNER, made.layers, made.own, jnp.asarray(x), _run(module, x))
     return made
 
 
-def _pieces(module: Any, path: Path, name: str) -> list[Piece]:
-    """Take a module apart."""
-    import equinox as eqx
-
-    if type(module) not in (eqx.nn.MLP, eqx.nn.Sequential):
-        return [Piece(path, module, name)]
-    pieces = []
-    for index, item in enumerate(module.layers):
-        pieces += _pieces(item, (*path, index), f"{name}.layers[{index}]")
-        if type(module) is eqx.nn.MLP:
-            which = "final_activation" if index == len(module.layers) - 1 else "activation"
-            pieces.append(Piece(path, Activation(getattr(module, which), True), f"{name}.{which}"))
-    return pieces
+def _run(module: Any, x: Any) -> Any:
+    """Return what the module gives for a batch."""
+    try:
+        return jax.jit(jax.vmap(module))(x)
+    except (TypeError, ValueError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise InvalidArgument(
+            f"{OWNER}: x must be a batch of examples that the module takes, [batch, ...], got {describe(x)}, for which it "
+            f"raises {type(error).__name__}: {said}. Give one example a batch axis, x[None], or another shape."
+        ) from error
 
 
 def _add(built: Built, piece: Piece) -> Built:

@@ -69,7 +69,17 @@ def draw_params(layers: tuple[Any, ...], key: Key) -> list[Params]:
 
 def losses_of(owner: str, loss: Loss, y: Any, target: Any) -> jax.Array:
     """Return the losses of a batch; raise unless there is one an example."""
-    losses = loss(y, target)
+    try:
+        losses = loss(y, target)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, (StructureError, jax.errors.JAXTypeError)):
+            raise
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise StructureError(
+            f"{owner}: loss must take predictions {_shapes(y)} with a target {_shapes(target)}, got {type(error).__name__}: "
+            f"{said}. Give them shapes that fit: flatten images before a dense layer, and make the last layer as wide as the "
+            "target."
+        ) from error
     if jnp.shape(losses) != jnp.shape(y)[:1] or not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
         raise StructureError(
             f"{owner}: loss must return floating [batch] losses, one an example, here [{len(y)}], got {describe(losses)} for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -141,7 +142,8 @@ def as_layers(owner: str, layers: Any) -> tuple[Any, ...]:
         if isinstance(gives, int) and isinstance(takes, int) and gives != takes:
             raise InvalidArgument(
                 f"{owner}: layers[{index + 1}], {show(after)}, must take the {gives} numbers on the last axis that "
-                f"layers[{index}], {show(before)}, gives, got inputs={takes}. Change one, or put what reshapes between them."
+                f"layers[{index}], {show(before)}, gives, got inputs={takes}. Change one, or put what reshapes between them, "
+                "such as unrollax.Layer(lambda params, x: x.reshape(len(x), -1)) behind a convolution."
             )
     return made
 
@@ -187,6 +189,33 @@ def check_param(layer: Any, params: Params, **shapes: tuple[int, ...]) -> None:
                 f"{show(layer)}: params leaf [{name!r}] must be {list(shape)}, got "
                 f"{describe(got) if isinstance(params, dict) else describe(params)}. Take them from params(key)."
             )
+
+
+def matrix_shape(owner: str, index: int, layer: Any, params: Params) -> tuple[int, int]:
+    """Return the shape of a linear layer's matrix; raise unless it takes the params and gives two axes."""
+    try:
+        made = jax.eval_shape(layer.matrix, params)
+    except StructureError as error:
+        raise StructureError(f"{owner}: layers[{index}]: {error}") from None
+    if len(made.shape) != 2:
+        raise StructureError(
+            f"{owner}: layers[{index}], {show(layer)}, must have a matrix [n, m], got {describe(made)}. Make pre(params, x) "
+            "the rows features(x) @ matrix(params)."
+        )
+    n, m = made.shape
+    return n, m
+
+
+def check_features(owner: str, index: int, layer: Any, params: Params, inputs: Any, y: Any) -> None:
+    """Raise unless a linear layer's features and matrix can be multiplied, and their product has the numbers of its y."""
+    features, matrix = jax.eval_shape(layer.features, inputs), matrix_shape(owner, index, layer, params)
+    rows, m = math.prod(y.shape[:-1]), y.shape[-1]
+    if features.shape != (rows, matrix[0]) or matrix[1] != m:
+        raise StructureError(
+            f"{owner}: layers[{index}], {show(layer)}, must have features [{rows}, n] and a matrix [n, {m}] for its y, "
+            f"{describe(y)}, got features {describe(features)} and a matrix {list(matrix)}. Make pre(params, x) the rows "
+            "features(x) @ matrix(params)."
+        )
 
 
 def with_ones(rows: jax.Array, bias: bool) -> jax.Array:

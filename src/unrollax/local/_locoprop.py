@@ -17,7 +17,7 @@ from unrollax.local._checks import OWNER, check_linear, check_matching, check_sl
 from unrollax.local._curvature import Curvature
 from unrollax.local._descent import Descent, SpectralFilter
 from unrollax.local._layered import Loss, check_one_each
-from unrollax.local._layers import as_layers, is_linear
+from unrollax.local._layers import as_layers, check_features, is_linear
 from unrollax.local._passes import run_and_pull_back
 from unrollax.local._problem import How, Problem, Solver
 from unrollax.local._scales import POWERS, scale_of
@@ -164,6 +164,10 @@ class LocoProp:
         at = self._trained(params)
         check_state(state, jax.eval_shape(lambda params: self._start(params, at), params))
         seen = run_and_pull_back(OWNER, self.layers, self.loss, params, data)
+        for index in at:
+            if is_linear(self.layers[index]):
+                one = seen.inputs[index], seen.outputs[index]
+                check_features(OWNER, index, self.layers[index], params[index], *one)
         t, rms, power = state.t + 1, state.rms, POWERS[self.targets]
         scales: list[tuple[jax.Array, ...]] = [()] * len(at)
         if power:

@@ -35,16 +35,11 @@ def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: l
     The derivative at a pre-activation is that at a number that is added to it, 0 here.
     """
     check_one_each(owner, layers, params)
-    x, target = two(owner, data)
-    _check_batch(owner, data)
+    x, target = batch_of(owner, data)
 
     def run(nudges: list[Any]) -> tuple[Scalar, tuple[Scalar, list[Any], list[Any]]]:
-        y, inputs, outputs = x, [], []
-        for index, (layer, own, nudge) in enumerate(zip(layers, params, nudges, strict=True)):
-            y, seen = run_layer(owner, index, layer, own, y, nudge)
-            inputs.append(seen)
-            outputs.append(y)
-        losses = losses_of(owner, loss, y, target)
+        inputs, outputs = see_layers(owner, layers, params, x, nudges)
+        losses = losses_of(owner, loss, outputs[-1], target)
         return losses.sum(), (losses.mean(), inputs, outputs)
 
     shapes = jax.eval_shape(lambda: run([None] * len(layers))[1][2])
@@ -52,8 +47,21 @@ def run_and_pull_back(owner: str, layers: tuple[Any, ...], loss: Loss, params: l
     return Seen(mean, inputs, outputs, slopes)
 
 
-def _check_batch(owner: str, data: Data) -> None:
-    """Raise unless all leaves of data have as many examples, and at least one."""
+def see_layers(
+    owner: str, layers: tuple[Any, ...], params: list[Params], x: Any, nudges: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Run a batch through a net: what each layer's `pre` saw, and its y. A nudge is added to a layer's pre-activations."""
+    inputs, outputs = [], [x]
+    for index, (layer, own, nudge) in enumerate(zip(layers, params, nudges, strict=True)):
+        y, seen = run_layer(owner, index, layer, own, outputs[-1], nudge)
+        inputs.append(seen)
+        outputs.append(y)
+    return inputs, outputs[1:]
+
+
+def batch_of(owner: str, data: Any) -> tuple[Any, Any]:
+    """Return data as (x, target); raise unless all their leaves have as many examples, and at least one."""
+    pair = two(owner, data)
     named = leaves_with_names(data)
     batch = max((jnp.shape(leaf)[0] for _, leaf in named if jnp.ndim(leaf)), default=0)
     for name, leaf in named:
@@ -62,3 +70,4 @@ def _check_batch(owner: str, data: Data) -> None:
                 f"{owner}: data leaf {name} must be [batch, ...], {f'here [{batch}, ...]' if batch else 'of some examples'}, "
                 f"got {describe(leaf)}. Pair each x with its target."
             )
+    return pair

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from unrollax._check import NOT_NEGATIVE, POSITIVE, check_choice, check_counts, check_key, check_number, check_params
 from unrollax._types import Estimate, Key, Params, Scalar, Traits
 from unrollax._value import static, value
-from unrollax.local._layered import losses_of, run_layers, two
+from unrollax.local._layered import losses_of, run_layers
+from unrollax.local._passes import batch_of
 from unrollax.optimizers._factors import Factors, apply_inverse, averaged, factors_of, inverted, zero_factors
 from unrollax.optimizers._net import Linear, check_net, ends_alone, linearized, matrices_of, params_from
 from unrollax.optimizers._output_hessian import Times, check_hessian, output_hessian
 from unrollax.optimizers._quadratic import Matrices, Quadratic, dot, minimum
 
-EARLY = 3  # updates at the start each of which renews the inverses
 DECAY = 0.95  # of the factors' moving averages, an update
 LEAST = 0.8  # but at a renewal no less: at every=10 a small autoencoder had 80 with 0.6, 76 with 0.8, 77 with 0.95, one seed
 DROP = 0.95  # of the damping, an update
@@ -80,7 +80,7 @@ class KFAC:
     and the update lr v + momentum (last update), whose two numbers minimise the quadratic model
     M(d) = 1/2 d^T (J^T H J + (damping + l2) I) d + grad^T d with the exact Gauss-Newton matrix of this batch.
 
-    At the first 3 updates and then every `every`, this batch is counted into the averages of A and G and they are inverted;
+    At the first update and every `every` after it, this batch is counted into the averages of A and G and they are inverted;
     what were averaged in between would not be used before. At the k-th time the old averages weigh
     min(1 - 1/k, max(0.95^every, 0.8)): as in the paper at every=1, and never of fewer than about five batches.
     Every `every` updates the damping falls by 0.95^every where the loss fell by more than 3/4 of -M, and grows by as much
@@ -159,7 +159,7 @@ class KFAC:
 
     def estimate(self, params: Params, state: KFACState, data: Any) -> tuple[KFACState, Estimate]:
         """Return the update for one batch `(x [batch, ...], target [batch, ...])`, with its sign changed."""
-        x, target = two("KFAC", data)
+        x, target = batch_of("KFAC", data)
         matrices = matrices_of("KFAC", self.net.layers, params)
         net = linearized("KFAC", self.net.layers, params, x)
         losses, pull_loss = jax.vjp(lambda y: losses_of("KFAC", self.net.loss, y, target), net.y)
@@ -192,7 +192,7 @@ class KFAC:
             ]
             return state.renewed + 1, factors, [inverted(pair, gamma) for pair in factors]
 
-        due = (state.step % self.every == 0) | (state.step < EARLY)
+        due = state.step % self.every == 0  # renewed at steps 1 and 2, too, an autoencoder fared worse: ADR 0017
         kept = (state.renewed, state.factors, state.inverses)
         renewed, factors, inverses = jax.lax.cond(due, renew, lambda: kept)
         return state._replace(key=key, renewed=renewed, factors=factors, inverses=inverses)

@@ -12,8 +12,9 @@ import numpy as np
 from unrollax._errors import InvalidArgument
 from unrollax.local._conv import ConvLayer
 from unrollax.local._dense import DenseLayer
-from unrollax.local._layered import check_one_each, run_layer
-from unrollax.local._layers import is_linear, show
+from unrollax.local._layered import check_one_each
+from unrollax.local._layers import check_features, is_linear, matrix_shape, show
+from unrollax.local._passes import see_layers
 
 
 class Linear(NamedTuple):
@@ -62,6 +63,7 @@ def matrices_of(owner: str, layers: Any, params: Any) -> list[jax.Array]:
                 f"{owner}: layers with params must have features, matrix and from_matrix, got layers[{index}], "
                 f"{show(layers[index])}, without. Use unrollax.DenseLayer and the like, or give it these three."
             )
+        matrix_shape(owner, index, layers[index], params[index])
     return [layers[index].matrix(params[index]) for index in trained(params)]
 
 
@@ -88,19 +90,17 @@ def linearized(owner: str, layers: Any, params: Any, x: Any) -> Linear:
     """Run a net on a batch and linearise it in nudges of the trained layers' pre-activations."""
     where = trained(params)
 
-    def forward(nudges: list[Any]) -> tuple[jax.Array, tuple[list[Any], list[Any]]]:
-        y, inputs, outputs, left = x, [], [], iter(nudges)
-        for index, (layer, own) in enumerate(zip(layers, params, strict=True)):
-            nudge = next(left) if index in where else None
-            y, seen = run_layer(owner, index, layer, own, y, nudge)
-            inputs.append(seen)
-            outputs.append(y)
-        return y, (inputs, outputs)
+    def forward(nudges: list[Any]) -> tuple[jax.Array, list[Any]]:
+        own = dict(zip(where, nudges, strict=True))
+        inputs, outputs = see_layers(owner, layers, params, x, [own.get(index) for index in range(len(layers))])
+        return outputs[-1], inputs
 
-    outputs = jax.eval_shape(lambda: forward([None] * len(where))[1][1])
-    zeros = [jnp.zeros(outputs[index].shape, outputs[index].dtype) for index in where]
-    y, push, (inputs, _) = jax.linearize(forward, zeros, has_aux=True)
+    shapes = jax.eval_shape(lambda: see_layers(owner, layers, params, x, [None] * len(layers))[1])
+    zeros = [jnp.zeros(shapes[index].shape, shapes[index].dtype) for index in where]
+    y, push, inputs = jax.linearize(forward, zeros, has_aux=True)
     transposed = jax.linear_transpose(push, zeros)
+    for index in where:
+        check_features(owner, index, layers[index], params[index], inputs[index], shapes[index])
     features = [layers[index].features(inputs[index]) for index in where]
 
     def pushed(direction: list[jax.Array]) -> jax.Array:

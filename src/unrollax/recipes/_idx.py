@@ -21,12 +21,11 @@ HEADER = 16  # bytes
 Shape = tuple[int, int, int]
 
 
-class Fault(Exception):
+class Fault(ValueError):
     """A folder or file that can't be used: what must be, what is, and what to do."""
 
     def __init__(self, must: str, got: str, remedy: str) -> None:
         super().__init__(f"{must}, got {got}. {remedy}")
-        self.parts = must, got, remedy
 
 
 def shapes(folder: str | Path) -> tuple[Shape, Shape]:

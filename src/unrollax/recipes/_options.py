@@ -108,12 +108,9 @@ def _is_images(data: str) -> str:
         return data
     if not Path(data).is_dir():
         names = " and ".join(part + ENDS[0] for part in PARTS)
-        raise ValueError(f"it must be {', '.join(PIXELS)} or a folder that holds {names}")
-    try:
-        shapes(data)
-    except Fault as fault:
-        must, got, remedy = fault.parts
-        raise ValueError(f"{must}, not {got}: {remedy[0].lower()}{remedy[1:].rstrip('.')}") from fault
+        got = f"{data!r}, {'a file' if Path(data).exists() else 'where nothing is'}"
+        raise Fault(f"it must be {', '.join(PIXELS)} or a folder that holds {names}", got, "Give one of these.")
+    shapes(data)  # a fault is a ValueError
     return data
 
 
