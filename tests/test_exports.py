@@ -1,6 +1,7 @@
 """The public names: listed once, documented, annotated, and loaded only when they are used."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -13,9 +14,16 @@ import pytest
 import unrollax as ux
 import unrollax.testing
 
-NAMES = list(ux.__all__)
+SPACES = ("problems", "prox", "solvers", "theory")  # names that are reached through a package, `ux.prox.soft`
+FLAT = [name for name in ux.__all__ if name not in SPACES]
+NAMES = FLAT + [f"{space}.{name}" for space in SPACES for name in importlib.import_module(f"unrollax.{space}").__all__]
 STUB = ast.parse((resources.files("unrollax") / "__init__.pyi").read_text(encoding="utf-8"))
 LISTED = [(node.module, alias.name, alias.asname) for node in STUB.body for alias in node.names]
+
+
+def named(name):
+    """The thing that a name stands for."""
+    return functools.reduce(getattr, name.split("."), ux)
 
 
 def is_used_by_its_example(thing):
@@ -43,11 +51,19 @@ def functions_of(thing):
 
 def test_the_stub_lists_each_name_once_with_its_own_name():
     assert all(name == alias for _, name, alias in LISTED)
-    assert sorted(name for _, name, _ in LISTED) == NAMES
+    assert sorted(name for _, name, _ in LISTED) == sorted(ux.__all__)
+    assert {name for module, name, _ in LISTED if module is None} == set(SPACES)
     assert len(set(NAMES)) == len(NAMES)
 
 
-@pytest.mark.parametrize(("module", "name"), [(module, name) for module, name, _ in LISTED])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_package_of_names_is_documented_and_lists_each_once(space):
+    module = getattr(ux, space)
+    assert re.match(r"[A-Z].*\.", module.__doc__)
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module, name, _ in LISTED if module])
 def test_a_name_is_that_of_the_module_the_stub_says(module, name):
     assert getattr(ux, name) is getattr(importlib.import_module(f"unrollax.{module}"), name)
     assert not name.startswith("_")
@@ -62,36 +78,37 @@ def test_dir_is_sorted_and_an_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_documented_and_what_one_calls_has_an_example(name):
-    thing = getattr(ux, name)
+    thing = named(name)
     text = inspect.getdoc(thing)
     assert text
     assert re.match(r"[A-Z`].*[.:;]", text), "one sentence says what it is"
-    referred = re.search(r"; see `(\w+)`", text)
-    if referred:  # the class behind a function
-        text = inspect.getdoc(getattr(ux, referred[1]))
+    referred = re.search(r"; (?:see|made by) `(\w+)`", text.partition("\n\n")[0])
+    if referred:  # the class behind a function, or the other way round
+        space = sys.modules[thing.__module__.rpartition(".")[0]] if "." in name else ux
+        text = inspect.getdoc(getattr(space, referred[1]))
     if is_used_by_its_example(thing):
         assert "Example:\n    >>> " in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if getattr(getattr(ux, name), "_fields", None)])
+@pytest.mark.parametrize("name", [name for name in NAMES if getattr(named(name), "_fields", None)])
 def test_a_result_says_what_each_of_its_fields_is(name):
-    text = inspect.getdoc(getattr(ux, name))
-    for field in getattr(ux, name)._fields:
+    text = inspect.getdoc(named(name))
+    for field in named(name)._fields:
         assert re.search(rf"^    {field}: ", text, re.M) or ("Attributes:" not in text and field in text.lower()), field
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_and_its_methods_are_fully_annotated(name):
-    for owner, function in functions_of(getattr(ux, name)):
+    for owner, function in functions_of(named(name)):
         signature = inspect.signature(function)
         assert signature.return_annotation is not inspect.Signature.empty, owner
         for parameter in signature.parameters.values():
-            assert parameter.name == "self" or parameter.annotation is not parameter.empty, (owner, parameter)
+            assert parameter.name in ("self", "cls") or parameter.annotation is not parameter.empty, (owner, parameter)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_public_method_is_documented(name):
-    for owner, function in functions_of(getattr(ux, name)):
+    for owner, function in functions_of(named(name)):
         assert inspect.getdoc(function), owner
 
 

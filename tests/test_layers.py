@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "unrollax"
-FAMILIES = ("diagnosis", "estimators", "kernels", "local", "optimizers", "readings", "recipes", "systems")
+FAMILIES = (
+    "diagnosis",
+    "estimators",
+    "kernels",
+    "local",
+    "optimizers",
+    "problems",
+    "prox",
+    "readings",
+    "recipes",
+    "solvers",
+    "systems",
+)
 HEAVY = {"jax", "jaxlib", "optax", "numpy", "matplotlib", "safetensors", "sklearn"}
 # What runs before the arguments are known to be right.
 LIGHT = (
@@ -25,9 +37,12 @@ LIGHT = (
     "unrollax.cli._study",
     "unrollax.cli._study_app",
     "unrollax.cli._text_run",
+    "unrollax.cli._unfold_app",
+    "unrollax.cli._unfold_config",
     "unrollax.recipes",
     "unrollax.recipes._idx",
     "unrollax.recipes._options",
+    "unrollax.recipes._unfold_options",
 )
 
 
@@ -110,6 +125,9 @@ SHARED = {
         "_verdict",
     },
     "readings": {"_words"},
+    "problems": {"_problem"},
+    "prox": {"_shrink"},
+    "solvers": {"_algorithm", "_inner", "_least_squares", "_linear", "_selection", "_weights"},
     "estimators": {
         "_antithetic",
         "_chunks",
@@ -130,6 +148,7 @@ SHARED = {
         "_curvature",
         "_dense",
         "_descent",
+        "_equinox_parts",
         "_flax_modules",
         "_from_modules",
         "_initial",
@@ -142,7 +161,7 @@ SHARED = {
     },
     "optimizers": {"_checks", "_factors", "_net", "_output_hessian", "_quadratic", "_sides"},
     "systems": {"_checks", "_frames", "_initial", "_scan"},
-    "recipes": {"_baselines", "_common", "_idx", "_images", "_options", "_series"},
+    "recipes": {"_baselines", "_common", "_idx", "_images", "_options", "_series", "_unfold_common", "_unfold_options"},
 }
 
 

@@ -11,6 +11,7 @@ import typer
 
 from unrollax.cli._failure import fail
 from unrollax.cli._study_app import compare, diagnose
+from unrollax.cli._unfold_app import export, unfold
 
 app = typer.Typer(
     add_completion=False,
@@ -98,6 +99,8 @@ def train(
 
 app.command()(diagnose)
 app.command()(compare)
+app.command()(unfold)
+app.command()(export)
 
 
 @app.command()

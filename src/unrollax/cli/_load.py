@@ -20,8 +20,12 @@ class Target(Protocol):
 
     target: str
     seed: int
-    steps: int | None
     options: dict[str, Any]
+
+    @property
+    def steps(self) -> int | None:
+        """Updates to make; `None` if that is left to the target."""
+        ...
 
 
 def from_recipe(config: Target) -> Experiment:

@@ -11,6 +11,7 @@ from unrollax.estimators._randomized import RandomizedTBPTT
 from unrollax.estimators._rtrl import RTRL
 from unrollax.estimators._snap import SnAp
 from unrollax.estimators._std import Gaussian
+from unrollax.estimators._unfold_bptt import UnfoldBPTT
 from unrollax.estimators._uoro import UORO
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Implicit",
     "RandomizedTBPTT",
     "SnAp",
+    "UnfoldBPTT",
     "control_variate",
     "mean_over",
     "mix",

@@ -8,6 +8,7 @@ from unrollax.systems._linear_cells import LRUCell, MinGRUCell
 from unrollax.systems._ragged import pad_sequences
 from unrollax.systems._recurrent import Recurrent, recurrent
 from unrollax.systems._stack import bidirectional, stacked
+from unrollax.systems._unfold import Unfold
 
 __all__ = [
     "Dense",
@@ -20,6 +21,7 @@ __all__ = [
     "MixtureDense",
     "RNNCell",
     "Recurrent",
+    "Unfold",
     "bidirectional",
     "cross_entropy",
     "equinox_cell",

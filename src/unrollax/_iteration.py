@@ -1,0 +1,75 @@
+"""What an unfolded algorithm is made of: where its problems come from, and what its iterations and errors must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unrollax._errors import InvalidArgument, StructureError
+from unrollax._tree import describe, leaves_with_names
+from unrollax._types import Key, Scalar
+from unrollax._value import static, value
+
+
+@value
+class Source:
+    """Where an `Unfold` gets its problems from, made of two functions.
+
+    Args:
+        draw: `draw(key) -> own`, the own part of a random problem.
+        whole: `whole(own) -> problem`, with what all problems share.
+    """
+
+    draw: Callable[[Key], Any] = static()
+    whole: Callable[[Any], Any] = static()
+
+
+def as_source(sample: Any) -> Any:
+    """Return what problems are drawn from as an object with `draw` and `whole` that can be a field of a value."""
+    if sample is None:  # how `vmap` is told to leave this field alone
+        return sample
+    draws = [callable(getattr(sample, name, None)) for name in ("draw", "whole")]
+    if all(draws) and not isinstance(sample, type):
+        return Source(sample.draw, sample.whole) if jax.tree_util.all_leaves([sample]) else sample
+    if callable(sample) and not any(draws):
+        return Source(sample, _itself)
+    lacking = " or ".join(name for name, has in zip(("draw", "whole"), draws, strict=True) if not has)
+    got = f"the class {sample.__name__}" if isinstance(sample, type) else f"{type(sample).__name__} without {lacking}"
+    raise InvalidArgument(
+        f"Unfold: sample must be a function sample(key) -> problem, or an object with draw(key) and whole(own), got {got}. "
+        "Pass one such as lambda key: jax.random.normal(key, (100,))."
+    )
+
+
+def _itself(own: Any) -> Any:
+    return own
+
+
+def check_x(before: Any, after: Any) -> Any:
+    """Return x after an iteration; raise unless each of its leaves is as it was before."""
+    given, got = str(jax.tree.structure(before)), str(jax.tree.structure(after))
+    if given != got:
+        raise StructureError(
+            f"Unfold: the iteration must return an x with the structure that start gave, {given}, got {got}. Return every "
+            "part of x."
+        )
+    for (name, old), new in zip(leaves_with_names(before), jax.tree.leaves(after), strict=True):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise StructureError(
+                f"Unfold: the iteration must keep the shape and dtype of each leaf of x, {name} was {describe(old)} from "
+                f"start, got {describe(new)}. Let start return {describe(new)}, or cast it back in the iteration."
+            )
+    return after
+
+
+def check_error(error: Any) -> Scalar:
+    """Return an error; raise unless it is a real floating scalar."""
+    if jnp.shape(error) != () or not jnp.issubdtype(jnp.result_type(error), jnp.floating):
+        raise StructureError(
+            f"Unfold: error must return a real floating scalar for one problem, got {describe(error)}. Reduce it, as in "
+            "jnp.sum(jnp.abs(x - problem.x) ** 2)."
+        )
+    return jnp.asarray(error)
