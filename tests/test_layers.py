@@ -156,6 +156,7 @@ SHARED = {
         "_layers",
         "_passes",
         "_problem",
+        "_rows",
         "_scales",
         "_transfers",
     },

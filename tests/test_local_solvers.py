@@ -340,6 +340,25 @@ def test_trust_and_share_bound_the_step_exactly(targets):
 # LocoProp-M by curvature
 
 
+@pytest.mark.parametrize(("trust", "share"), [(0.01, None), (None, 1e-3), (0.01, 1e-3), (None, None)])
+def test_several_steps_together_gain_no_more_than_the_longest_first_one(trust, share):
+    layers, params, data = made("dense")
+    found = {}
+    for steps in (1, 5):
+        inner = ux.Curvature(damping=0.2, trust=trust, share=share)
+        loco = ux.LocoProp(layers, squares, "M", inner, steps, reach=3.0, targets="gradient")
+        found[steps] = loco.estimate(params, loco.init(KEY, params), data)[1]
+    gradient = ux.BPTT(ux.layered(layers, squares), BATCH)
+    slope = gradient.estimate(params, gradient.init(KEY, params), data)[1].grad
+    pairs = {k: list(zip(jax.tree.leaves(one.grad), jax.tree.leaves(slope), strict=True)) for k, one in found.items()}
+    one, five = (sum(float((a * b).sum()) for a, b in pairs[k]) for k in (1, 5))
+    if trust is share is None:
+        assert five > 1.2 * one
+    else:
+        close(five, one)
+    assert any(np.abs(a - b).max() > 1e-6 for (a, _), (b, _) in zip(pairs[1], pairs[5], strict=True))
+
+
 MIXED = [ux.DenseLayer(4, 4, name) for name in ("relu", "tanh", "sigmoid", "softplus", "softmax")]
 
 

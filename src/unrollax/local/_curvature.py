@@ -15,6 +15,7 @@ from unrollax._inverse import damped_inverse
 from unrollax._types import Params
 from unrollax._value import static, value
 from unrollax.local._problem import How, Problem, Solution, in_kinds_of, is_squared, local_gradient
+from unrollax.local._rows import Rows, gained, matrices_of, tiny, wide
 
 BOUNDS = ("trust", "share")
 EARLY = 10  # batches at the start for each of which the inverses are made anew: activations change fastest there
@@ -34,15 +35,6 @@ class CurvatureState(NamedTuple):
     averaged: jax.Array
     covariances: list[jax.Array]
     inverses: list[jax.Array]
-
-
-class Rows(NamedTuple):
-    """A linear layer's problem as matrices: features X `[rows, n]`, and X^T move and X^T slope over the batch, `[n, m]`."""
-
-    features: jax.Array
-    towards: jax.Array
-    gradient: jax.Array
-    batch: int
 
 
 @value
@@ -75,7 +67,8 @@ class Curvature:
             rows: below as many rows as inputs take a larger damping, 1 for batches of a few examples.
         trust: bound on r^2 <P G, gradient>, summed over layers, r the reach that is used: the largest up to `reach` that
             keeps it. For `targets="natural"` that is twice the Kullback-Leibler divergence of the step as the curvatures
-            predict it. With others it shrinks with the gradient, and may bound nothing. `None`: no such bound.
+            predict it. With others it shrinks with the gradient, and may bound nothing. `None`: no such bound. Several
+            steps together are shortened until the gradient foretells no more of them than of the longest first one.
         share: bound on r <P G, gradient>, the decrease of the loss that the gradient foretells, as a share of the batch's
             loss: a Polyak step is at 1. It shortens natural steps where little is left to be gained, whatever the loss's
             unit. A loss below 0 sets no such bound; for one that may be near 0 and fall further, as a log-density's, take
@@ -123,7 +116,7 @@ class Curvature:
         """Return zeros in the shapes of the layers' curvatures."""
         zero = jnp.zeros((), jnp.int32)
         made = [layer.matrix(own) for layer, own in zip(layers, params, strict=True)]
-        squares = [jnp.zeros((len(one), len(one)), _wide(one.dtype)) for one in made]
+        squares = [jnp.zeros((len(one), len(one)), wide(one.dtype)) for one in made]
         none = [jnp.zeros((), one.dtype) for one in squares]
         self._check_used()
         direct = self.iterations is None
@@ -139,7 +132,7 @@ class Curvature:
 
     def solve(self, problems: list[Problem], state: CurvatureState, how: How) -> Solution:
         """Solve all layers' problems; see `Solver`."""
-        seen = [_rows(problem) for problem in problems]
+        seen = [matrices_of(problem) for problem in problems]
         slopes = [_slope(problem, how) for problem in problems]
         steps: list[Callable[[jax.Array], jax.Array]]
         if self.iterations is None:
@@ -149,11 +142,16 @@ class Curvature:
             after = state
             steps = [partial(self._iterate, rows, slope, how) for rows, slope in zip(seen, slopes, strict=True)]
         first = [step(rows.towards) for step, rows in zip(steps, seen, strict=True)]
-        reach = self._reach(how, sum((u * rows.gradient).sum() for u, rows in zip(first, seen, strict=True)))
+        most = self._most(how, gained(first, seen))
+        reach = jnp.minimum(jnp.asarray(how.reach, most.dtype), most)
         moved = [
             self._later(problem, how, reach, step, reach * u)
             for problem, step, u in zip(problems, steps, first, strict=True)
         ]
+        if how.steps > 1:  # together they go no further than the first one might
+            limit = jnp.where(jnp.isfinite(most), most * gained(first, seen), jnp.inf)
+            held = jnp.minimum(1, limit / jnp.maximum(gained(moved, seen), tiny(most)))
+            moved = [held.astype(u.dtype) * u for u in moved]
         found = [_as_params(problem, u) for problem, u in zip(problems, moved, strict=True)]
         return found, after._replace(t=state.t + 1), reach
 
@@ -170,15 +168,16 @@ class Curvature:
 
         return jax.lax.fori_loop(1, how.steps, again, moved)
 
-    def _reach(self, how: How, product: Any) -> jax.Array:
-        reach = jnp.asarray(how.reach, product.dtype)
-        product = jnp.maximum(product, float(jnp.finfo(product.dtype).tiny))  # type: ignore[no-untyped-call]
+    def _most(self, how: How, product: jax.Array) -> jax.Array:
+        """Return the largest reach that the bounds allow, of a step P G with this product with the gradient."""
+        most = jnp.full((), jnp.inf, product.dtype)
+        product = jnp.maximum(product, tiny(product))
         if self.trust is not None:
-            reach = jnp.minimum(reach, jnp.sqrt(self.trust / product).astype(reach.dtype))
+            most = jnp.minimum(most, jnp.sqrt(self.trust / product).astype(most.dtype))
         if self.share is not None:
-            gained = (self.share * how.loss / product).astype(reach.dtype)
-            reach = jnp.minimum(reach, jnp.where(how.loss < 0, jnp.inf, gained))
-        return reach
+            gained = (self.share * how.loss / product).astype(most.dtype)
+            most = jnp.minimum(most, jnp.where(how.loss < 0, jnp.inf, gained))
+        return most
 
     def _averages(self) -> bool:
         """Whether covariances are averaged: unless memory is known to be 0, which it is at `init` or nowhere."""
@@ -225,21 +224,6 @@ class Curvature:
         unit = jnp.where(largest > 0, largest, 1)
         found: jax.Array = unit * cg(product, gradient / unit, tol=0.0, maxiter=self.iterations)[0]
         return found
-
-
-def _wide(kind: Any) -> Any:
-    return jnp.promote_types(kind, jnp.float32)
-
-
-def _rows(problem: Problem) -> Rows:
-    """Return the problem as matrices; the units' scales are put on the product with their slopes, not on all rows of them."""
-    features, slope = problem.layer.features(problem.inputs), problem.slope
-    x, batch = features.astype(_wide(features.dtype)), len(slope)
-    gradient = x.T @ slope.reshape(-1, slope.shape[-1]).astype(x.dtype) / batch
-    towards = gradient
-    for scale in problem.scales:
-        towards = towards * scale[None].astype(x.dtype)
-    return Rows(x, towards, gradient, batch)
 
 
 def _slope(problem: Problem, how: How) -> Any:
