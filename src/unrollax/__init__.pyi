@@ -69,12 +69,16 @@ from .diagnosis import Gates as Gates
 from .diagnosis import LRRange as LRRange
 from .diagnosis import Lyapunov as Lyapunov
 from .diagnosis import MeanField as MeanField
+from .diagnosis import ScheduleEntries as ScheduleEntries
+from .diagnosis import ScheduleReport as ScheduleReport
 from .diagnosis import StateFlow as StateFlow
 from .diagnosis import Surface as Surface
 from .diagnosis import Trajectories as Trajectories
 from .diagnosis import Watched as Watched
 from .diagnosis import compare as compare
 from .diagnosis import depth_flow as depth_flow
+from .diagnosis import diagnose_schedules as diagnose_schedules
+from .diagnosis import fixed_point_depends as fixed_point_depends
 from .diagnosis import gate_statistics as gate_statistics
 from .diagnosis import gradient_flow as gradient_flow
 from .diagnosis import loss_surface as loss_surface

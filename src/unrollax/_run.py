@@ -113,6 +113,14 @@ def plain(item: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, by names with points between."""
+    found: dict[str, Any] = {}
+    for name, item in tables.items():
+        found |= flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
+    return found
+
+
 def describe_environment() -> dict[str, Any]:
     """Return versions, devices, cores and the allowed environment variables."""
     import jax

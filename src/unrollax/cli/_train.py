@@ -17,7 +17,7 @@ from unrollax._errors import Diverged, InvalidArgument
 from unrollax._experiment import Experiment, in_windows
 from unrollax._figures import Plot
 from unrollax._report import Curve, render, score_plots
-from unrollax._run import RunFolder, plain
+from unrollax._run import RunFolder, flat, plain
 from unrollax._train import Progress, fit
 from unrollax.cli import _artifacts, _target
 from unrollax.cli._config import RunConfig
@@ -169,8 +169,8 @@ class _Run:
             curves.append(Curve("Gradient", "norm of the estimate", steps, norms))
         summary = {name.replace("_", " "): item for name, item in self._result().items() if item is not None}
         tables = {
-            "Configuration": {**_flat(self.config.to_toml()), "estimator": self.experiment.estimator},
-            "Environment": _flat(environment),
+            "Configuration": {**flat(self.config.to_toml()), "estimator": self.experiment.estimator},
+            "Environment": flat(environment),
         }
         page = render(
             f"unrollax: {self.config.target}",
@@ -192,10 +192,3 @@ def _whole_episodes(every: int, estimator: Any) -> int:
 def _snake(scores: Mapping[str, Any]) -> dict[str, Any]:
     names = {name: re.sub(r"\W+", "_", name).strip("_") or "_" for name in scores}
     return {f"evaluate_{key}" if key in OWN else key: scores[name] for name, key in names.items()}
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in tables.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
-    return flat

@@ -15,7 +15,7 @@ import typer
 from unrollax._errors import Diverged, InvalidArgument
 from unrollax._figures import Plot
 from unrollax._report import Curve, Section, render
-from unrollax._run import RunFolder, plain
+from unrollax._run import RunFolder, flat, plain
 from unrollax._schedule import schedules_of, values_of
 from unrollax._train import Progress
 from unrollax._unfolded import Unfolding, scores_of
@@ -165,7 +165,7 @@ class _Run:
             f"unrollax: {self.config.target} unfolded",
             {"state": failure.message if failure else "done", **self._summary(scores)},
             [*plots(self.unfolding, self.params, scores), *self._curves()],
-            {"Configuration": _flat(self.config.model_dump(exclude_none=True)), "Environment": _flat(environment)},
+            {"Configuration": flat(self.config.model_dump(exclude_none=True)), "Environment": flat(environment)},
             f"unrollax unfold {self.folder.path / 'run.toml'}",
         )
         (self.folder.path / "report.html").write_text(page, encoding="utf-8")
@@ -211,10 +211,3 @@ def _numbers(params: Any, depth: int) -> dict[str, list[float]]:
     """Return the numbers of all schedules of one number an iteration, by their path."""
     found = {name: np.asarray(values_of(schedule, depth)) for name, schedule in schedules_of(params)}
     return {name.strip(".[]'\""): numbers.tolist() for name, numbers in found.items() if numbers.ndim == 1}
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in tables.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {prefix + name: item}
-    return flat

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
 from unrollax._check import (
@@ -19,14 +20,17 @@ from unrollax._check import (
     check_window,
 )
 from unrollax._estimate import share_nonfinite, tick
-from unrollax._system import as_system, is_repeat, unroll_for
-from unrollax._tree import is_inexact, ravel, strong
+from unrollax._system import as_system, is_repeat, rows_of, unroll_for
+from unrollax._tree import strong
 from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, State, System, Traits
 from unrollax._value import static, value
+from unrollax.estimators._moving import moving_of, vector_of, with_vector
 
 OWNER = "Implicit"
 SOLVERS = ("gmres", "neumann", "one-step", "dense")
 VJPS = {"gmres": None, "neumann": "terms / window", "one-step": "1 / window", "dense": "(states + 2) / window"}
+
+FAINT = 10.0  # how many times what is left of the way a gradient must be to count
 
 Transpose: TypeAlias = Callable[[jax.Array], jax.Array]  # u to D^T u
 
@@ -47,11 +51,15 @@ class ImplicitInfo(NamedTuple):
         residual: |s' - s| / |s'| of the last step, over the state's floating numbers: 0 at a fixed point. Where it is large,
             the gradient is that of no fixed point.
         solve: |b + D^T u - u| / |b|, what the linear solve left over: 0 where u is right, above 1 where it diverged.
+        faint: share of the leaves of params whose |leaf| |grad| is at most 10 |u| (|s' - s| + eps |s'|), about what the loss
+            still changes on the way to the fixed point: above 0 once the steps have settled, the fixed point does not
+            depend on some of them; `fixed_point_depends` names it.
     """
 
     nonfinite: Scalar
     residual: Scalar
     solve: Scalar
+    faint: Scalar
 
 
 @value
@@ -78,9 +86,12 @@ class Implicit:
     Target: exact, at a fixed point. Needs `vjp`. Cost of a call: `window` steps, and the products with D^T of the table.
     Memory does not grow with `window`: one step's backward pass, and `terms` states for `gmres` or states^2 for `dense`.
     State: a key, a clock and one state of the system. Its floating leaves make up s, complex ones as two real numbers;
-    others (counts, keys) are left aside. The gradient through `system.init` is 0, as the fixed point forgets its start.
-    Use it for equilibrium networks, inner problems that are solved to the end, and solvers. Avoid it where steps don't
-    converge: on sequences, under noise in each step, and on an inner problem that is stopped early on purpose.
+    others (counts, keys), and those that a step hands on as they are, are left aside. The gradient through `system.init` is
+    0, as the fixed point forgets its start.
+    Use it for equilibrium networks, inner problems that are solved to the end, and solvers, for what moves their solution: a
+    regulariser's weight, an operator, a prior. A step size moves the way there alone and has the gradient 0: check with
+    `fixed_point_depends`. An `Unfold` takes `loss="anytime"`. Avoid it where steps don't converge: on sequences, under noise
+    in each step, and on an inner problem that is stopped early on purpose.
 
     Args:
         system: what is unrolled towards its fixed point. Its data usually are the same at every step, `repeat(x)`.
@@ -144,15 +155,18 @@ class Implicit:
         if self.window > 1:
             inner, losses = unroll_for(OWNER, self.system, params, inner, early, run, self.window - 1)
 
-        def last(params: Params, here: jax.Array) -> tuple[tuple[jax.Array, jax.Array], State]:
-            after, losses = unroll_for(OWNER, self.system, params, _with(inner, here), late, end, 1)
-            return (_vector(after), losses), after
+        moving = moving_of(self.system, params, inner, jax.tree.map(lambda row: row[0], rows_of(OWNER, late, 1)), end)
 
-        here = _vector(inner)
+        def last(params: Params, here: jax.Array) -> tuple[tuple[jax.Array, jax.Array], State]:
+            after, losses = unroll_for(OWNER, self.system, params, with_vector(inner, moving, here), late, end, 1)
+            return (vector_of(after, moving), losses), after
+
+        here = vector_of(inner, moving)
         (there, loss), pull, after = jax.vjp(last, params, here, has_aux=True)
-        grad, left_over = self._gradient(pull, there, loss)
+        grad, u, left_over = self._gradient(pull, there, loss)
         mean = jnp.concatenate([losses.astype(loss.dtype), loss]).mean()
-        info = ImplicitInfo(share_nonfinite(mean), _ratio(there - here, there), left_over)
+        faint = _faint(params, grad, FAINT * jnp.linalg.norm(u) * _left(there, here))
+        info = ImplicitInfo(share_nonfinite(mean), _ratio(there - here, there), left_over, faint)
         return ImplicitState(key, tick(state.left, self.window, self.horizon), after), Estimate(mean, grad, info)
 
     def _begin(self, key: Key, params: Params, state: ImplicitState) -> State:
@@ -167,18 +181,20 @@ class Implicit:
 
         return _rows(data, slice(None, -1)), _rows(data, slice(-1, None))
 
-    def _gradient(self, pull: Callable[..., Any], there: jax.Array, loss: jax.Array) -> tuple[Params, Scalar]:
-        """Return the gradient and what the linear solve left over, given the last step's pullback."""
+    def _gradient(
+        self, pull: Callable[..., Any], there: jax.Array, loss: jax.Array
+    ) -> tuple[Params, jax.Array, Scalar]:
+        """Return the gradient, u, and what the linear solve left over, given the last step's pullback."""
         direct, b = pull((jnp.zeros_like(there), jnp.ones_like(loss)))
         if b.size == 0 or self.solver == "one-step" or (self.solver == "neumann" and self.terms == 1):
-            return direct, _ratio(b, b)
+            return direct, jnp.zeros_like(b), _ratio(b, b)
 
         def back(u: jax.Array) -> tuple[Params, jax.Array]:
             return pull((u, jnp.zeros_like(loss)))
 
         u = self._solve(lambda u: back(u)[1], b)
         through, product = back(u)
-        return jax.tree.map(jnp.add, direct, through), _ratio(b + product - u, b)
+        return jax.tree.map(jnp.add, direct, through), u, _ratio(b + product - u, b)
 
     def _solve(self, transpose: Transpose, b: jax.Array) -> jax.Array:
         """Return u = b + D^T u, given u to D^T u."""
@@ -212,25 +228,17 @@ def _ratio(part: jax.Array, whole: jax.Array) -> Scalar:
     return jnp.linalg.norm(part) / jnp.where(size == 0, 1, size)
 
 
-def _vector(state: State) -> jax.Array:
-    """Return the floating numbers of a state as one real vector."""
-    return ravel(_reals(state))[0]
+def _left(there: jax.Array, here: jax.Array) -> Scalar:
+    """Return how far the state still is from a fixed point, rounding included."""
+    return jnp.linalg.norm(there - here) + float(np.finfo(there.dtype).eps) * jnp.linalg.norm(there)
 
 
-def _reals(state: State) -> list[jax.Array]:
-    leaves = [leaf for leaf in jax.tree.leaves(state) if is_inexact(leaf)]
-    parts = [[leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf] for leaf in leaves]
-    return [jnp.zeros(0, jnp.float32), *(part for pair in parts for part in pair)]
+def _faint(params: Params, grad: Params, least: Scalar) -> Scalar:
+    """Return the share of leaves whose gradient, by the size of the leaf, is at most `least`."""
 
+    def is_faint(leaf: jax.Array, slope: jax.Array) -> jax.Array:
+        size = jnp.linalg.norm(leaf)
+        return jnp.where(size == 0, 1, size) * jnp.linalg.norm(slope) <= least
 
-def _with(state: State, vector: jax.Array) -> State:
-    """Put new floating numbers into a state."""
-    parts = iter(ravel(_reals(state))[1](vector)[1:])
-    leaves, treedef = jax.tree.flatten(state)
-
-    def renew(leaf: Any) -> Any:
-        if not is_inexact(leaf):
-            return leaf
-        return jax.lax.complex(next(parts), next(parts)) if jnp.iscomplexobj(leaf) else next(parts)
-
-    return jax.tree.unflatten(treedef, [renew(leaf) for leaf in leaves])
+    flags = jax.tree.leaves(jax.tree.map(is_faint, params, grad))
+    return jnp.stack(flags).mean(dtype=least.dtype)
