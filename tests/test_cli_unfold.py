@@ -172,6 +172,12 @@ def test_a_run_that_diverges_says_so_and_keeps_what_it_has(tmp_path):
     assert (tmp_path / "gone" / "report.html").exists()
 
 
+def test_a_run_that_diverges_is_json_all_the_same():
+    result = json.loads(run(f"{SMALL} --lr 1e300 --json", code=4).stdout)
+    numbers = [*result["schedules"]["step"], *result["errors"]["trained"]]
+    assert {"nan", "inf"} & {number for number in numbers if isinstance(number, str)}
+
+
 def test_an_interrupted_run_leaves_its_parameters(tmp_path, monkeypatch):
     seen = _unfold._Run._observe
 
@@ -245,6 +251,11 @@ def test_export_to_numpy_computes_the_same_without_jax(trained):
 )
 def test_wrong_exports_are_answered(trained, arguments, says):
     assert says in run(arguments, code=2).stderr
+
+
+def test_train_sends_a_run_of_unfold_to_its_command(trained):
+    folder, _ = trained
+    assert f"Run: unrollax unfold {folder}/run.toml" in run(f"train {folder}/run.toml", code=2).stderr
 
 
 def test_a_run_of_another_command_has_nothing_to_export(tmp_path):

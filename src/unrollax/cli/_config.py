@@ -84,6 +84,10 @@ def is_file_target(target: str) -> bool:
 def resolve(target: str, given: dict[str, Any], options: dict[str, Any]) -> RunConfig:
     """Check the target and its options; arguments that were given stand above those of a `run.toml`."""
     base: dict[str, Any] = read_toml(Path(target)) if target.endswith(".toml") else {"target": target}
+    if base.get("command") == "unfold":
+        raise UsageError(
+            f"{target} must be the run.toml of unrollax train, got that of unfold. Run: unrollax unfold {target}"
+        )
     for table in ("estimator", "optimizer", "options"):
         if not isinstance(base.setdefault(table, {}), dict):
             raise UsageError(f"{target}: {table} must be a table, got {base[table]!r}.")

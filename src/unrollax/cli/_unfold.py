@@ -141,7 +141,10 @@ class _Run:
             "depth": self.unfolding.net.horizon,
             "unit": self.unfolding.unit,
             "errors": {name: [plain(error) for error in errors] for name, errors in scores.items()},
-            "schedules": _numbers(self.params, self.unfolding.net.horizon),
+            "schedules": {
+                name: [plain(number) for number in numbers]
+                for name, numbers in _numbers(self.params, self.unfolding.net.horizon).items()
+            },
             "seconds": round(last.seconds, 2) if last else 0.0,
             "compile_seconds": round(last.compile_seconds, 2) if last else 0.0,
             "out": str(self.folder.path),
