@@ -170,7 +170,7 @@ def main(
         seconds = time.perf_counter() - began
         if options.golden or options.json:
             quick = run(seeds=seeds, quick=True)
-            content = _content(Path(file).name, options.seeds, result, quick, tolerance)
+            content = golden_text(Path(file).name, options.seeds, result, quick, tolerance)
     if options.golden:
         GOLDEN.mkdir(exist_ok=True)
         (GOLDEN / f"{Path(file).stem}.json").write_text(content)
@@ -183,7 +183,7 @@ def main(
     print(f"{seconds:.0f} s on {os.cpu_count()} cores" + "; too short for most claims" * options.quick)
 
 
-def _content(name: str, seeds: int, result: Result, quick: Result, tolerance: float) -> str:
+def golden_text(name: str, seeds: int, result: Result, quick: Result, tolerance: float) -> str:
     """Return a golden file: one line for each list of numbers, so that a change is a readable diff."""
     claims = [{"claim": c.text, "expected": c.expected(), "seen": numbers(c.seen), "ok": c.ok} for c in result.claims]
     parts = {

@@ -5,7 +5,7 @@ gradient (TPG) has a step and a temperature an iteration and one regulariser, 21
 error, at the signal-to-noise ratio that it is tested at. Figures are shares of wrong bits. The baseline is the linear
 estimate of least mean squared error (LMMSE).
 
-    .venv/bin/python examples/unfold_mimo.py [--quick] [--json] [--out FILE] [--only DB]
+    .venv/bin/python examples/unfold_mimo.py [--quick] [--json] [--out FILE] [--only DB] [--golden]
 
 The loss is the mean squared error itself. Few problems have nearly all of the error at 20 dB. The logarithm of a batch's
 mean, which is best elsewhere, weighs batches without such a problem as much as those with one: from the same start, 600
@@ -71,6 +71,7 @@ def part(snr_db: int, quick: bool) -> list[Claim]:
 
 
 PARTS: dict[str, Callable[[bool], list[Claim]]] = {str(snr_db): functools.partial(part, snr_db) for snr_db in LIMITS}
+CONFIG = {"depth": DEPTH, "updates": UPDATES, "rate": RATE, "batch": BATCH, "tests": TESTS}
 
 if __name__ == "__main__":
-    main(__file__, __doc__, PARTS)
+    main(__file__, __doc__, PARTS, CONFIG)

@@ -6,7 +6,7 @@ or without noise. Errors are ``10 log10(E |x - truth|^2 / E |truth|^2)``, in dB.
 The last one is the problem of Wadayama's book (DU-ISTA, 128 unknowns, 40 iterations, 800 updates), whose error is
 E |x - truth|^2.
 
-    .venv/bin/python examples/unfold_sparse.py [--quick] [--json] [--out FILE] [--only NAME]
+    .venv/bin/python examples/unfold_sparse.py [--quick] [--json] [--out FILE] [--only NAME] [--golden]
 
 All runs in float32. References: Beck and Teboulle 2009; Ito, Takabe and Wadayama 2019; Liu et al. 2019; Wadayama 2023.
 """
@@ -124,6 +124,7 @@ PARTS: dict[str, Callable[[bool], list[Claim]]] = {
     "alista": alista,
     "du-ista": du_ista,
 }
+CONFIG = {"lam": LAM, "test": TEST}
 
 if __name__ == "__main__":
-    main(__file__, __doc__, PARTS)
+    main(__file__, __doc__, PARTS, CONFIG)

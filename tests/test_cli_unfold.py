@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import unrollax as ux
-from unrollax.cli import _unfold, _unfold_config
+from unrollax.cli import _findings, _unfold, _unfold_config
 from unrollax.cli._app import app
+from unrollax.diagnosis._schedule_report import Finding, ScheduleEntries, ScheduleReport
 from unrollax.recipes._unfold_options import UNFOLDINGS
 
 SMALL = "unfold ridge --set rows=20 --set columns=10 --depth 6 --steps 30 --batch 20 -q"
@@ -38,6 +39,23 @@ wrong = 3
 pytestmark = pytest.mark.usefixtures("here")
 
 
+TIED = Finding("tied", "['step']", "entries 0, 1 have equal numbers", "Start apart.")
+ENTRIES = ScheduleEntries("periodic", np.ones(4), np.ones(4), np.ones(6), (), (), ((0, 1),))
+FOUND = ScheduleReport({"['step']": ENTRIES}, np.ones(7), None, None, None, None, None, (TIED,))
+
+
+@pytest.fixture(autouse=True)
+def found(request, monkeypatch):
+    """What is found of schedules is set, since measuring it takes as long as all else; but not where `measured` is."""
+    if "measured" not in request.fixturenames:
+        monkeypatch.setattr(_unfold, "diagnosed", lambda *_: FOUND)
+
+
+@pytest.fixture
+def measured():
+    """Schedules are diagnosed."""
+
+
 def run(arguments, code=0):
     done = CliRunner().invoke(app, arguments.split())
     assert done.exit_code == code, done.output
@@ -48,6 +66,7 @@ def test_a_run_prints_errors_beside_the_optimum_and_leaves_all_of_it(tmp_path):
     done = run(f"{SMALL} --period 2")
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert {"trained", "untrained", "gd", "heavy_ball", "cg", "oracle"} <= set(rows)
+    assert "found  step: entries 0, 1 have equal numbers. Start apart." in done.stdout
     folder = tmp_path / "runs" / "ridge-1"
     assert {file.name for file in folder.iterdir()} == {
         "run.toml",
@@ -58,7 +77,8 @@ def test_a_run_prints_errors_beside_the_optimum_and_leaves_all_of_it(tmp_path):
     }
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Schedule step" in page
-    assert page.count("<svg") >= 3
+    assert "<td>Entries 0, 1 have equal numbers.</td><td>Start apart.</td>" in page
+    assert page.count("<svg") >= 6
     config = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
     assert config["settings"]["algorithm"] == "gradient-descent"
     assert config["options"]["rows"] == 20
@@ -75,6 +95,7 @@ def test_the_untrained_errors_are_the_closed_form_and_training_lowers_them():
     assert errors["trained"][-1] < 0.3 * errors["untrained"][-1]
     assert errors["trained"][-1] > 0.8 * errors["oracle"][-1]
     assert len(result["schedules"]["step"]) == 6
+    assert result["findings"] == [TIED._asdict() | {"where": "step"}]
 
 
 def test_run_toml_repeats_the_run_to_the_bit_and_arguments_stand_above_it(tmp_path):
@@ -102,11 +123,14 @@ def test_plans_are_chosen_by_name(tmp_path, plan):
     assert max(depths) <= 6
 
 
-def test_ones_own_file_is_trained_to_its_optimum():
+@pytest.mark.usefixtures("measured")
+def test_ones_own_file_is_trained_to_its_optimum_and_its_schedule_diagnosed(tmp_path):
     """Two steps on two curvatures: 1 and 1/4, in either order, leave nothing."""
     result = json.loads(run("unfold mine.py:mine --set rate=0.05 -q --json").stdout)
     assert result["updates"] == 200
     np.testing.assert_allclose(sorted(result["schedules"]["eta"]), [0.25, 1.0], rtol=0.1)
+    assert result["findings"] == []
+    assert "Nothing to mend was found." in (tmp_path / result["out"] / "report.html").read_text(encoding="utf-8")
     assert result["errors"]["trained"][-1] < 0.2 * result["errors"]["untrained"][-1]
 
 
@@ -176,19 +200,56 @@ def test_a_run_that_diverges_is_json_all_the_same():
     result = json.loads(run(f"{SMALL} --lr 1e300 --json", code=4).stdout)
     numbers = [*result["schedules"]["step"], *result["errors"]["trained"]]
     assert {"nan", "inf"} & {number for number in numbers if isinstance(number, str)}
+    assert result["findings"] is None
 
 
 def test_an_interrupted_run_leaves_its_parameters(tmp_path, monkeypatch):
-    seen = _unfold._Run._observe
+    seen = _unfold.Run._observe
 
     def stop(self, progress):
         seen(self, progress)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_unfold._Run, "_observe", stop)
+    monkeypatch.setattr(_unfold.Run, "_observe", stop)
     done = run(f"{SMALL} --out half", code=130)
     assert "interrupted" in done.stderr
     assert (tmp_path / "half" / "params.safetensors").exists()
+
+
+def of_findings(kind, unused=(), single=1.0):
+    """A report with one finding, of four entries, and an error in float32 that ends at `single`."""
+    schedules = {"['step']": ENTRIES._replace(unused=unused)}
+    finding = TIED._replace(kind=kind)
+    return FOUND._replace(schedules=schedules, float32=single and np.array([1.0, single]), findings=(finding,))
+
+
+@pytest.mark.parametrize(
+    ("report", "printed"),
+    [
+        (of_findings("tied"), True),
+        (of_findings("rounding", single=1e-3), True),
+        (of_findings("rounding", single=np.nan), True),
+        (of_findings("rounding", single=1e-11), False),  # as small as float32 can make it
+        (of_findings("growth", single=1e-3), False),  # what comes of it was measured
+        (of_findings("growth", single=None), True),
+        (of_findings("unused", unused=(0, 1)), False),  # a momentum, at first
+        (of_findings("unused", unused=(0, 1, 2)), True),
+        (of_findings("unused", unused=(3,)), True),
+    ],
+)
+def test_only_findings_that_matter_are_printed(report, printed):
+    assert [finding.where for finding in _findings.worth_a_line(report)] == ["step"] * printed
+    assert len(_findings.as_json(report)) == 1
+
+
+def test_rounding_is_answered_in_the_words_of_a_command_that_computes_in_double(monkeypatch):
+    report = of_findings("rounding")
+    monkeypatch.setattr(_findings, "diagnose_schedules", lambda net, params, key: report)
+    net = ux.unfold(ux.solvers.gradient_descent(), ux.problems.ridge(4, 2), horizon=2, batch=3)
+    unfolding = ux.Unfolding(net, None, None, None)
+    (finding,) = _findings.diagnosed(unfolding, ux.shared({"step": 0.1}), 0).findings
+    assert "float64" in finding.remedy
+    assert _findings.diagnosed(unfolding, {"step": 0.1}, 0) is None
 
 
 def test_double_precision_is_on(monkeypatch):

@@ -1,8 +1,11 @@
 """Every estimator passes every check; a new one is one row here."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import unrollax as ux
+from unrollax._tree import where
 from unrollax.testing import parametrize_with_checks
 
 NOISE = {"std": 0.1, "pairs": 4}
@@ -11,6 +14,47 @@ NOISE = {"std": 0.1, "pairs": 4}
 def shrinking(windows):
     """A standard deviation that falls from window to window."""
     return 0.1 / (1 + windows)
+
+
+@ux.value
+class Unfolded:
+    """`UnfoldBPTT` on any system, as the iteration of an `Unfold`: the step's losses are the errors, and data the problem.
+
+    An iteration has no key of its own, and a start no params: each step's key is made of the problem's, which is drawn at
+    every reset, and the first iteration starts the system.
+    """
+
+    system: ux.System
+    window: int = ux.static()
+    traits = ux.UnfoldBPTT.traits
+
+    @property
+    def horizon(self):
+        return self.window
+
+    def estimator(self, params, data):
+        def iteration(theta, x, key):
+            state, t, _ = x
+            begin = jax.random.fold_in(key, self.window)
+            state = where(t == 0, self.system.init(begin, theta), state)
+            row = jax.tree.map(lambda leaf: leaf[t], data)
+            state, loss = self.system.step(theta, state, row, jax.random.fold_in(key, t))
+            return state, t + 1, loss
+
+        def start(key):
+            state = self.system.init(key, params)
+            row = jax.tree.map(lambda leaf: leaf[0], data)
+            loss = jax.eval_shape(self.system.step, params, state, row, key)[1]
+            return state, 0, jnp.zeros(loss.shape, loss.dtype)
+
+        net = ux.Unfold(iteration, start, lambda x, key: x[2], lambda key: key, self.window, 1, "anytime", "raw")
+        return ux.UnfoldBPTT(net)
+
+    def init(self, key, params):
+        return key
+
+    def estimate(self, params, state, data):
+        return self.estimator(params, jax.tree.map(jnp.asarray, data)).estimate(params, state, None)
 
 
 ESTIMATORS = {
@@ -36,6 +80,7 @@ ESTIMATORS = {
         ux.PES(system, **NOISE, **time), ux.PES(system, **NOISE, **time), exact=ux.RTRL(system, **time), coefficient=0.5
     ),
     "Implicit": lambda system, **time: ux.Implicit(system, **time),
+    "UnfoldBPTT": lambda system, *, window, horizon: Unfolded(system, horizon),
 }
 
 # The same engines under other options.
@@ -89,6 +134,9 @@ FAILURES |= {
 }
 
 
+FAILURES["UnfoldBPTT-check_cost_is_documented"] = (
+    "the depth is data: test_unfold_bptt.py counts the passes as they are run"
+)
 FAILURES["BPTT-remat-check_cost_is_documented"] = "the estimator cannot know that its system runs each step twice"
 
 

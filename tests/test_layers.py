@@ -34,6 +34,7 @@ LIGHT = (
     "unrollax.cli._config",
     "unrollax.cli._failure",
     "unrollax.cli._names",
+    "unrollax.cli._search_config",
     "unrollax.cli._study",
     "unrollax.cli._study_app",
     "unrollax.cli._text_run",

@@ -126,6 +126,12 @@ def test_bernoulli_gauss_and_its_derivatives_are_finite_at_the_extremes(dtype):
     grid = jnp.asarray(list(itertools.product(sizes, scales)), dtype)
     derived = jax.jit(jax.vmap(jax.value_and_grad(prox.bernoulli_gauss, (0, 1))))
     assert all(np.isfinite(each).all() for each in jax.tree.leaves(derived(*grid.T)))
+    complexes = jax.vmap(
+        jax.value_and_grad(lambda v, scale: jnp.abs(prox.bernoulli_gauss(v, scale) - 0.3) ** 2, (0, 1))
+    )
+    v = jnp.stack([grid[:, 0] + 0j, 1j * grid[:, 0], (0.6 - 0.8j) * grid[:, 0]])
+    found = jax.jit(complexes)(v.ravel(), jnp.tile(grid[:, 1], 3))
+    assert all(np.isfinite(each).all() for each in jax.tree.leaves(found))
     # where there is no noise every number but 0 is what was sent
     values, slopes = derived(jnp.asarray([0.3, 30.0], dtype), jnp.asarray([0.0, 1e-3], dtype))
     np.testing.assert_allclose([values[0], slopes[0][1]], [0.3, 1 / 1.001], rtol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 
 import unrollax as ux
 from unrollax._sections import READINGS, sections_of, write_report
+from unrollax.diagnosis import _schedule_report
 from unrollax.diagnosis._decay import Decay
 from unrollax.diagnosis._depth import Depth
 from unrollax.diagnosis._flow import Flow, StateFlow
@@ -346,6 +347,136 @@ def test_a_diagnosis_begins_with_what_to_do():
     assert [each.heading for each in both[3:]] == ["Gates, layer 1", "Gates, layer 2", "Estimators"]
 
 
+class Entries(NamedTuple):
+    kind: str = "per_step"
+    values: Any = np.array([1.0, 2.0, 40.0, 40.0])
+    grad: Any = np.array([0.0, 1.0, 2.0, 2.0])
+    by_iteration: Any = np.array([0.0, 1.0, 0.05, 0.05])
+    unused: Any = (0,)
+    flat: Any = ()
+    tied: Any = ((2, 3),)
+
+
+class Theory(NamedTuple):
+    error: Any = np.array([4.0, 2.0, 1.0, 0.5, 0.25])
+    amplification: Any = np.array([1.0, 0.9, 0.8, 0.7, 0.6])
+    floor: Any = np.array([0.0, 1e-3, 1e-2, 0.1, 3.0])
+    stable: Any = np.array([0.0, 1e-3, 1e-3, 1e-3, 2e-3])
+
+
+class Finding(NamedTuple):
+    where: str
+    what: str
+    remedy: str
+    kind: str = "unused"
+
+
+class ScheduleReport(NamedTuple):
+    schedules: Any
+    errors: Any = np.array([8.0, 4.0, 2.0, 1.0, 0.5])
+    amplification: Any = np.array([1.0, 3.0, 2.0, 0.5, 0.25])
+    accumulation: Any = np.array([1.0, 3.5, 4.5, 1.5, 1.25])
+    float32: Any = np.array([8.0, 4.0, 2.0, 1.0, 0.75])
+    float64: Any = np.array([8.0, 4.0, 2.0, 1.0, 0.5])
+    theory: Any = None
+    findings: Any = (Finding("['step']", "entry 0 has no influence", "Drop it."), Finding("", "it grows", "Reorder."))
+
+
+def scheduled(**fields):
+    """The findings' section and that of the measurements."""
+    return sections_of(ScheduleReport(**{"schedules": {"['step']": Entries()}} | fields))
+
+
+def test_schedules_begin_with_what_to_do():
+    first, second = scheduled()
+    assert first.tables[""].rows == [
+        ("step", "Entry 0 has no influence.", "Drop it."),
+        ("all iterations", "It grows.", "Reorder."),
+    ]
+    assert "the mean error falls from 8 to 0.5." in second.text.lower()
+    assert "over 4 iterations" in second.text
+    assert "ends at 0.75 in float32 and at 0.5 in float64" in second.text
+    assert "multiplied by 0.25 in the end, and by 3 where it is largest" in second.text
+    assert "come to at most 4.5 times" in second.text
+    nothing = scheduled(findings=(), amplification=np.array([1, 0.5, 0.4, 0.3, 0.2]))
+    assert "Nothing to mend" in nothing[0].text
+    assert "multiplied by 0.2 in the end, and never grows" in nothing[1].text
+
+
+def test_entries_that_no_training_moves_or_parts_are_named_and_pointed_out():
+    _, section = scheduled()
+    table = section.tables["By schedule"]
+    assert table.head == ("schedule", "kind", "entries", "numbers", "no influence", "tied", "gradient by iteration")
+    assert table.rows == [("step", "per_step", "4", "1 to 40", "0", "2 to 3", "0 to 1")]
+    plot = figure(section, "Numbers of step")
+    assert (plot.points, plot.log, plot.over) == (("no influence", "tied"), "y", "iteration")
+    np.testing.assert_array_equal(plot.lines["number"], [1, 2, 40, 40])
+    np.testing.assert_array_equal(plot.lines["no influence"], [1, NAN, NAN, NAN])
+    np.testing.assert_array_equal(plot.lines["tied"], [NAN, NAN, 40, 40])
+    np.testing.assert_array_equal(figure(section, "Gradient by iteration").lines["step"], Entries().by_iteration)
+
+
+def test_numbers_of_many_entries_are_drawn_by_their_root_mean_square_and_one_for_all_is_no_curve():
+    schedules = {
+        "['net']['w']": Entries(values=np.array([[3.0, 4.0], [0.0, 0.0]]), flat=(1,), unused=(), tied=()),
+        "['lam']": Entries("shared", np.array([3.0]), unused=(), tied=()),
+    }
+    _, section = scheduled(schedules=schedules)
+    plot = figure(section, "Numbers of net.w")
+    np.testing.assert_allclose(plot.lines["root mean square of 2 numbers"], [np.sqrt(12.5), 0])
+    assert plot.log == ""
+    assert "Numbers of lam" not in [each.title for each in section.figures]
+    assert [row[:5] for row in section.tables["By schedule"].rows] == [
+        ("net.w", "per_step", "2", "0 to 4", "1"),
+        ("lam", "shared", "1", "3", ""),
+    ]
+
+
+def test_theory_is_drawn_from_where_the_batch_begins():
+    _, section = scheduled(theory=Theory())
+    assert "from 4 to 0.25. Rounding in float32 leaves about 3, and 0.002 if" in section.text
+    assert "multiplied by 2, so that" in section.text
+    lines = figure(section, "Error by precision").lines
+    assert list(lines)[:2] == ["in float32", "in float64"]
+    np.testing.assert_array_equal(lines["theory: no rounding"], 2 * Theory().error)
+    np.testing.assert_array_equal(lines["theory: float32 rounding"], 2 * Theory().floor)
+    np.testing.assert_array_equal(lines["theory: the same, stable order"], 2 * Theory().stable)
+    growth = figure(section, "Growth of small changes").lines
+    np.testing.assert_array_equal(growth["theory: a change of the start, at most"], Theory().amplification)
+    assert "theory" not in scheduled()[1].text
+
+
+def test_what_was_not_measured_of_a_schedule_is_said_and_not_drawn():
+    _, section = scheduled(float32=None, float64=None, amplification=None, accumulation=None)
+    assert "What float32 does to it was not measured" in section.text
+    assert "no forward derivative" in section.text
+    assert "Growth of small changes" not in [each.title for each in section.figures]
+    assert list(figure(section, "Error by precision").lines) == ["in its own dtype"]
+    _, one = scheduled(float32=None)
+    assert "In float64 the error ends at 0.5; in float32 the iteration can't be run." in one.text
+    assert list(figure(one, "Error by precision").lines) == ["in its own dtype", "in float64"]
+
+
+def test_schedules_of_a_run_that_broke_are_a_page_all_the_same(tmp_path):
+    broken = np.array([8.0, 4.0, INF, NAN, NAN])
+    each = Entries(values=np.array([1.0, NAN, INF, 2.0]), by_iteration=np.array([NAN, 3.0, INF, 0.0]))
+    fields = {"schedules": {"(root)": each}, "errors": broken, "float32": broken, "theory": Theory(error=broken)}
+    _, section = scheduled(**fields, amplification=broken, accumulation=broken)
+    assert "NaN or infinite after 2 iterations" in section.text
+    row = section.tables["By schedule"].rows[0]
+    assert row[:4] == ("the schedule", "per_step", "4", "1 to 2, 2 NaN or infinite")
+    assert row[-1] == "0 to 3, 2 NaN or infinite"
+    assert "from the start" in scheduled(errors=broken[::-1])[1].text
+    page = write_report(tmp_path / "broken.html", ScheduleReport(**fields)).read_text(encoding="utf-8")
+    assert page.count("<figure>") == 4
+
+
+def test_the_schedules_here_have_the_fields_of_real_ones():
+    for fake in (ScheduleReport, Entries, Theory, Finding):
+        real = getattr(_schedule_report, "ScheduleEntries" if fake is Entries else fake.__name__)
+        assert set(fake._fields) == set(real._fields)
+
+
 def test_every_public_result_has_a_section():
     import unrollax.diagnosis as family
 
@@ -353,7 +484,7 @@ def test_every_public_result_has_a_section():
     assert results <= {*READINGS, "Advice", "Diagnosis"}
 
 
-PARTS = {"Watched", "Gate", "Row", "Reference"}  # of results, or what is seen during training
+PARTS = {"Watched", "Gate", "Row", "Reference", "ScheduleEntries"}  # of results, or what is seen during training
 
 
 def test_what_has_no_section_is_refused():

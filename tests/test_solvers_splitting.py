@@ -315,6 +315,25 @@ def test_inner_solves_are_right_by_every_way_for_tall_and_wide_matrices(m, n):
             np.testing.assert_allclose(solve(jnp.asarray(right), 0.3), expected, atol=1e-10)
 
 
+def test_an_operator_that_can_solve_is_asked_to():
+    a, problem = problem_of("complex")
+
+    class Solver:
+        def mv(self, x):
+            return jnp.asarray(a) @ x
+
+        def transpose(self):
+            return operator_of(a.T)
+
+        def solve(self, right, shift):
+            return solvers.factored(a).solve(right, shift)
+
+    for method in (solvers.admm(), solvers.half_quadratic_splitting(), solvers.douglas_rachford()):
+        theta = method.params(a, lam=LAM)
+        own = SimpleNamespace(A=Solver(), y=problem.y)
+        np.testing.assert_allclose(last(method, theta, own, 5), last(method, theta, problem, 5), atol=1e-11)
+
+
 def test_derivatives_through_inner_solves_are_the_same_by_every_way():
     a, problem = problem_of("complex")
     method = solvers.admm()

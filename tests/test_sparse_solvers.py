@@ -1,16 +1,19 @@
 """Sparse recovery and detection: steps against literal NumPy, limits against other solvers, constants against optimality."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import Lasso
 
-from unrollax import InvalidArgument, StructureError, problems, solvers
+from unrollax import InvalidArgument, StructureError, fit_unfold, one_shot, per_step, problems, solvers, unfold
+from unrollax.solvers import _lista, _weights
 from unrollax.solvers._selection import Selection
 
 M, N = 12, 20
@@ -276,3 +279,57 @@ def test_equal_algorithms_are_equal_so_that_none_compiles_twice():
         assert hash(make()) == hash(make())
     assert solvers.lista_cpss() != solvers.lista_cpss(select=0.01)
     assert dataclasses.replace(solvers.ista(), answer=abs) != solvers.ista()
+
+
+HOLD = {"alista": solvers.alista, "tista": solvers.tista, "oamp": solvers.oamp}
+
+
+@pytest.mark.parametrize("name", HOLD)
+def test_algorithms_of_equal_matrices_are_equal_and_of_others_are_not(name):
+    make, a = HOLD[name], np.random.RandomState(0).randn(4, 6)
+    same = (make(a), make(jnp.asarray(a)), make(a.copy()))
+    assert len(set(same)) == 1
+    assert "float64[6,4]" in repr(same[0]) or "float64[4,6]" in repr(same[0])
+    changed = a.copy()
+    changed[3, 5] = np.nextafter(changed[3, 5], 9)
+    others = [make(changed), make(a.astype(np.float32)), make(a.reshape(3, 8)), make(a.astype(complex))]
+    others.append(make(a, most=0.2) if name == "alista" else make(a, rate=0.2))
+    if name != "alista":
+        others.append(make())
+        assert make(a, variance=jnp.ones(6)) == make(a, variance=jnp.ones(6)) != make(a)
+    assert len({same[0], *others}) == len(others) + 1
+
+
+def test_what_was_made_while_tracing_is_equal_to_nothing_else():
+    a, made = jnp.asarray(np.random.RandomState(0).randn(4, 6)), []
+
+    @jax.jit
+    def answer(a, y):
+        made.extend((solvers.tista(a), solvers.tista(a)))
+        problem = SimpleNamespace(A=a, y=y, noise=0.1)
+        return made[0].run(made[0].params(), problem, steps=2)
+
+    answer(a, jnp.ones(4))
+    assert len({*made, solvers.tista(a)}) == 3
+
+
+@pytest.mark.parametrize("name", ["alista", "tista"])  # OAMP holds what TISTA does
+def test_an_algorithm_that_is_made_again_of_an_equal_matrix_compiles_nothing(name, monkeypatch):
+    of, traces, optimizer = problems.sparse_recovery(m=4, n=6), [], optax.adam(0.02)
+
+    def counted(*args, of, **options):
+        traces.append(1)
+        return of(*args, **options)
+
+    for module, what in ((_weights, "bernoulli_gauss"), (_lista, "_weighted")):
+        monkeypatch.setattr(module, what, partial(counted, of=getattr(module, what)))
+
+    def train(a):
+        before, method = len(traces), HOLD[name](a)
+        net = unfold(method, dataclasses.replace(of, A=jnp.asarray(a)), horizon=2, batch=3)
+        fit_unfold(net, per_step(method.params(), 2), one_shot(2, 3), optimizer, key=jax.random.key(0))
+        return len(traces) - before
+
+    first, again, other = train(np.asarray(of.A)), train(np.asarray(of.A).copy()), train(2 * np.asarray(of.A))
+    assert other == first > 0
+    assert again < first / 2  # the checks of shapes trace it; no program is built

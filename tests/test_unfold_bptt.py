@@ -157,6 +157,26 @@ def test_one_program_serves_every_depth_on_problems_of_its_own():
     assert len(traces) == once
 
 
+def test_a_call_runs_every_iteration_twice_and_pulls_back_once():
+    """Counted as they are run: a loop whose length is data shows none of it in the program."""
+    passes = []
+
+    @jax.custom_vjp
+    def mark(x):
+        jax.debug.callback(lambda: passes.append("forward"))
+        return x
+
+    mark.defvjp(lambda x: (mark(x), None), lambda _, x: (jax.debug.callback(lambda: passes.append("vjp")), (x,))[1])
+    net = Unfold(lambda theta, x, p: x - theta * (mark(x) - p), lambda p: 0 * p, far, draw, LONGEST, 1)
+    run = jax.jit(UnfoldBPTT(net).estimate)
+    for depth in (1, 4, LONGEST):
+        passes.clear()
+        jax.block_until_ready(run(jnp.array(0.1), KEY, Stage.at(depth)))
+        jax.effects_barrier()
+        cost = {kind: passes.count(kind) / depth for kind in ("forward", "vjp")}
+        assert cost == {kind: float(getattr(UnfoldBPTT.traits.cost, kind)) for kind in cost}
+
+
 def bytes_of(longest):
     params = {"eta": shared(0.1)}
     net = Unfold(lambda theta, x, p: x - theta["eta"] * (x - p), lambda p: 0 * p, far, draw, 2, 1000)

@@ -1,9 +1,13 @@
-"""The figures of the examples `unfold_sparse.py` and `unfold_mimo.py`: baselines at once, trained ones when there is time."""
+"""The figures of the examples `unfold_sparse.py` and `unfold_mimo.py`: short runs against the golden ones and baselines at
+once, trained ones when there is time.
+"""
 
 import importlib
+import json
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 import unrollax as ux
@@ -16,6 +20,43 @@ def script(root, monkeypatch):
         yield importlib.import_module
     for name in ("unfold_sparse", "unfold_mimo", "_unfold", "_common"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def golden(root):
+    return lambda name: json.loads((root / "benchmarks" / "golden" / f"{name}.json").read_text())
+
+
+PARTS = {"unfold_sparse": ["lasso", "tista", "ista", "alista", "du-ista"], "unfold_mimo": ["10", "15", "20"]}
+SHORT = ("ista",)  # of which a short run is cheap enough for every day
+KNOWN = {f"{method}: last error, dB" for method in ("ISTA", "FISTA")}  # -37.0, see there
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        pytest.param(name, part, marks=[] if part in SHORT else pytest.mark.slow)
+        for name in PARTS
+        for part in PARTS[name]
+    ],
+)
+def test_a_short_run_is_the_golden_one(name, part, script, golden):
+    module, kept = script(name), golden(name)
+    assert list(module.PARTS) == PARTS[name] == kept["quick"]["config"]["parts"]
+    result = script("_unfold").run(module.PARTS, module.CONFIG, quick=True, only=[part])
+    seen, expected = result.curve[part], kept["quick"]["curve"][part]
+    assert list(seen) == list(expected)
+    wanted = [np.inf if number is None else number for number in expected.values()]
+    np.testing.assert_allclose(list(seen.values()), wanted, rtol=kept["tolerance"]["relative"])
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_golden_file_names_its_setting_and_keeps_its_claims(name, script, golden):
+    kept = golden(name)
+    assert kept["command"] == f"examples/{name}.py --golden"
+    assert kept["config"] == {**script(name).CONFIG, "parts": PARTS[name]}
+    assert {claim["claim"] for claim in kept["claims"] if not claim["ok"]} == (KNOWN if "sparse" in name else set())
+    assert [len(part) for part in kept["curve"].values()] == [len(part) for part in kept["quick"]["curve"].values()]
 
 
 def claims_of(part):
@@ -42,7 +83,7 @@ def test_ista_of_the_book_has_the_error_that_the_book_starts_from(script):
 def test_sparse_recovery_reaches_its_figures(name, script):
     claims = claims_of(script("unfold_sparse").PARTS[name])
     missed = {text for text, (*_, ok) in claims.items() if not ok}
-    assert missed <= {f"{method}: last error, dB" for method in ("ISTA", "FISTA")}, claims  # -37.0, see there
+    assert missed <= KNOWN, claims
 
 
 @pytest.mark.slow

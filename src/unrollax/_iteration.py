@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from unrollax._check import check_counts
 from unrollax._errors import InvalidArgument, StructureError
-from unrollax._tree import describe, leaves_with_names
+from unrollax._tree import describe, is_numeric, leaves_with_names, strong
 from unrollax._types import Key, Scalar
 from unrollax._value import static, value
 
@@ -48,6 +49,77 @@ def _itself(own: Any) -> Any:
     return own
 
 
+class _Asked(dict[str, Any]):
+    """A dict that says which name was read and is not there."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _NotThere(name)
+
+
+class _NotThere(Exception):
+    pass
+
+
+def iterate(owner: str, iteration: Callable[..., Any], theta: Any, x: Any, problem: Any) -> Any:
+    """Run an iteration; raise by name if it reads a number that theta does not have."""
+    try:
+        return iteration(theta, x, problem)
+    except (KeyError, TypeError, IndexError) as error:
+        name = _lacking(iteration, theta, x, problem)
+        if name is None:  # it is about something else
+            raise
+        got = ", ".join(map(repr, theta)) or "nothing" if isinstance(theta, dict) else describe(theta)
+        raise StructureError(
+            f"{owner}: params must hold {name!r}, which the iteration reads, got {got}. Add it, in a dict, under that name."
+        ) from error
+
+
+def _lacking(iteration: Callable[..., Any], theta: Any, x: Any, problem: Any) -> str | None:
+    """Return the name that an iteration reads in vain; `None` if there is none, or theta is neither dict nor number."""
+    if not isinstance(theta, dict) and not is_numeric(theta):
+        return None
+    try:
+        iteration(_Asked(theta if isinstance(theta, dict) else {}), x, problem)
+    except _NotThere as asked:
+        return str(asked)
+    except Exception:
+        return None
+    return None
+
+
+def as_arrays(part: str, tree: Any) -> Any:
+    """Return what `start` or `draw` gave as arrays; raise unless each leaf can be one."""
+    for name, leaf in leaves_with_names(tree):
+        if not is_numeric(leaf):
+            raise StructureError(
+                f"Unfold: {part} must return arrays or numbers, got {describe(leaf)} at leaf {name}. Leave out what is none."
+            )
+    return strong(tree)
+
+
+def check_run(depth: Any, longest: Any) -> None:
+    """Raise unless a depth is a whole number from 1 to longest; of a traced one the number is not known."""
+    check_counts("Unfold.run", longest=longest)
+    if isinstance(depth, jax.Array) and depth.shape == () and jnp.issubdtype(depth.dtype, jnp.integer):
+        if isinstance(depth, jax.core.Tracer):
+            return
+        depth = int(depth)
+    check_counts("Unfold.run", depth=depth)
+    if depth > longest:
+        raise InvalidArgument(
+            f"Unfold.run: depth must be 1 to longest={longest}, got depth={depth}. Make longest larger."
+        )
+
+
+def check_weight(weight: Any) -> Any:
+    """Return the weight of an iteration's level; raise unless it is a real scalar."""
+    if not is_numeric(weight) or jnp.shape(weight) != () or jnp.iscomplexobj(weight):
+        raise StructureError(
+            f"Unfold: loss must return a real scalar, the weight of iteration t, got {describe(weight)}. Return one number."
+        )
+    return weight
+
+
 def check_x(before: Any, after: Any) -> Any:
     """Return x after an iteration; raise unless each of its leaves is as it was before."""
     given, got = str(jax.tree.structure(before)), str(jax.tree.structure(after))
@@ -67,7 +139,7 @@ def check_x(before: Any, after: Any) -> Any:
 
 def check_error(error: Any) -> Scalar:
     """Return an error; raise unless it is a real floating scalar."""
-    if jnp.shape(error) != () or not jnp.issubdtype(jnp.result_type(error), jnp.floating):
+    if not is_numeric(error) or jnp.shape(error) != () or not jnp.issubdtype(jnp.result_type(error), jnp.floating):
         raise StructureError(
             f"Unfold: error must return a real floating scalar for one problem, got {describe(error)}. Reduce it, as in "
             "jnp.sum(jnp.abs(x - problem.x) ** 2)."

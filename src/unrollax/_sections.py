@@ -14,6 +14,7 @@ from unrollax.readings._dynamics import read_gates, read_lyapunov
 from unrollax.readings._estimators import read_comparison
 from unrollax.readings._flow import read_decay, read_flow, read_history, read_state_flow
 from unrollax.readings._landscape import read_lr_range, read_surface, read_trajectories
+from unrollax.readings._schedules import read_schedules
 
 # By the name of a result's class: whoever only draws need not import what measures.
 READINGS: dict[str, Callable[[Any], list[Section]]] = {
@@ -26,6 +27,7 @@ READINGS: dict[str, Callable[[Any], list[Section]]] = {
     "LRRange": read_lr_range,
     "Lyapunov": read_lyapunov,
     "MeanField": read_mean_field,
+    "ScheduleReport": read_schedules,
     "StateFlow": read_state_flow,
     "Surface": read_surface,
     "Trajectories": read_trajectories,
@@ -78,8 +80,8 @@ def write_report(
     Args:
         path: the file to write; an older one is replaced.
         results: what `diagnose`, `gradient_flow`, `state_flow`, `lyapunov`, `gate_statistics`, `depth_flow`, `mean_field`,
-            `compare`, `lr_range_test`, `loss_surface`, `trajectories`, `advise` or a `FlowMonitor` returned, in the
-            order of the page.
+            `compare`, `lr_range_test`, `loss_surface`, `trajectories`, `diagnose_schedules`, `advise` or a `FlowMonitor`
+            returned, in the order of the page.
         title: its heading.
         summary: names and numbers to put above all else.
 

@@ -177,7 +177,7 @@ def fit(
         (50,)
     """
     check_counts("fit", steps=steps, every=every)
-    _check_parts(estimator, optimizer)
+    _check_parts(estimator, optimizer, observe)
     training = Training(freed(estimator), optimizer)
     state = freed(training.init(key, params) if state is None else _continued(training, state))
     every = min(every, steps)
@@ -217,7 +217,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _check_parts(estimator: Any, optimizer: Any) -> None:
+def _check_parts(estimator: Any, optimizer: Any, observe: Any) -> None:
     for owner, part, names, remedy in (
         ("estimator", estimator, ("init", "estimate"), "Pass one such as unrollax.PES(system, ...)."),
         ("optimizer", optimizer, ("init", "update"), "Pass an optax optimizer such as optax.adam(1e-3)."),
@@ -225,6 +225,10 @@ def _check_parts(estimator: Any, optimizer: Any) -> None:
         if isinstance(part, type) or not all(callable(getattr(part, name, None)) for name in names):
             got = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
             raise InvalidArgument(f"fit: {owner} must have {' and '.join(names)}, got {got}. {remedy}")
+    if observe is not None and not callable(observe):
+        raise InvalidArgument(
+            f"fit: observe must be a function of a Progress, got {type(observe).__name__}. Try print."
+        )
 
 
 def _continued(training: Training, state: Any) -> TrainState:

@@ -12,11 +12,11 @@ import numpy as np
 import optax
 
 from unrollax._check import check_counts
-from unrollax._errors import InvalidArgument
+from unrollax._errors import InvalidArgument, StructureError
 from unrollax._plans import Plan, RandomHorizon, Stage
 from unrollax._schedule import Schedule, is_schedule
 from unrollax._train import Fit, Progress, TrainState, fit
-from unrollax._tree import describe, strong
+from unrollax._tree import describe, is_numeric, strong
 from unrollax._types import Key, Params, Scalar
 from unrollax._value import static, value
 from unrollax.estimators import UnfoldBPTT
@@ -25,7 +25,18 @@ from unrollax.systems import Unfold
 
 def mean_squared_error(x: jax.Array, problem: Any) -> Scalar:
     """Return the mean of |x - problem.x|^2 over the entries of x: the default error of `unfold`."""
-    return jnp.mean(jnp.abs(x - problem.x) ** 2)
+    truth = getattr(problem, "x", None)
+    if truth is None:
+        raise StructureError(
+            f"unfold: problem must hold the answer x for the default error, got {type(problem).__name__} without it. Pass "
+            "error=, such as lambda x, problem: ((problem.A @ x - problem.y) ** 2).mean()."
+        )
+    if not is_numeric(x) or jnp.shape(x) != jnp.shape(truth):
+        raise StructureError(
+            f"unfold: the answer must have the shape of problem.x, {describe(truth)}, for the default error, got "
+            f"{describe(x)}. Let the algorithm's answer(x) return that part, or pass error=."
+        )
+    return jnp.mean(jnp.abs(x - truth) ** 2)
 
 
 @value
@@ -89,6 +100,14 @@ def unfold(
                 "unrollax.solvers.ista(), or make one with unrollax.solvers.Algorithm(step=, start=, params=)."
             )
     answer = getattr(algorithm, "answer", None)
+    for name, part, says in (("answer", answer, "answer(x)"), ("error", error, "error(answer, problem)")):
+        if not callable(part) and (part is not None or name == "error"):
+            raise InvalidArgument(f"unfold: {name} must be a function {says}, got {describe(part)}. Pass one.")
+    if problems is None:
+        raise InvalidArgument(
+            "unfold: problems must have draw(key) and whole(own), or be a function key -> problem, got None. Take some such "
+            "as unrollax.problems.ridge()."
+        )
     judge = error if answer is None else _AnswerError(answer, error)
     return Unfold(algorithm.step, algorithm.start, judge, problems, horizon, batch, loss, scale)
 
@@ -149,6 +168,8 @@ def fit_unfold(
             f"fit_unfold: plan must be callable and have steps and longest, got {describe(plan)}. Take one such as "
             "unrollax.one_shot(depth, steps)."
         )
+    if net is None:  # which `UnfoldBPTT` leaves alone, for `vmap`
+        raise InvalidArgument("fit_unfold: net must be an Unfold, got None. Make one with unrollax.unfold.")
     estimator = UnfoldBPTT(net, plan.longest)
     steps = plan.steps if steps is None else steps
     check_counts("fit_unfold", steps=steps)

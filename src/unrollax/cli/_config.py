@@ -45,7 +45,7 @@ def parse_set(pairs: list[str], target: str = "") -> tuple[dict[str, Any], dict[
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set must be KEY=VALUE, got {pair!r}. For example --set rows=true")
-        item = _toml_value(text)
+        item = parse_value(text)
         options[key.strip()] = text if key.strip() in strings and not isinstance(item, str) else item
     mark = "estimator."
     own = {key.removeprefix(mark): item for key, item in options.items() if key.startswith(mark)}
@@ -59,7 +59,8 @@ def _strings(target: str) -> set[str]:
     return {option for option, field in fields.items() if field.annotation is str}
 
 
-def _toml_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return a text as TOML has it, or as it stands."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -77,7 +77,7 @@ class EstimatorConfig(Strict):
     resample: bool | None = None
     subspace: int | None = Field(None, ge=1)
     alpha: float | None = Field(None, gt=0, le=1)
-    solver: Literal["gmres", "neumann", "one-step", "dense"] | None = None
+    solver: Literal["gmres", "bicgstab", "neumann", "one-step", "dense"] | None = None
     terms: int | None = Field(None, ge=1)
     tol: float | None = Field(None, gt=0)
     variant: Literal["S", "M"] | None = None

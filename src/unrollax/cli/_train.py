@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import typer
 
-from unrollax._errors import Diverged, InvalidArgument
+from unrollax._errors import InvalidArgument
 from unrollax._experiment import Experiment, in_windows
 from unrollax._figures import Plot
 from unrollax._report import Curve, render, score_plots
@@ -21,7 +20,8 @@ from unrollax._run import RunFolder, flat, plain
 from unrollax._train import Progress, fit
 from unrollax.cli import _artifacts, _target
 from unrollax.cli._config import RunConfig
-from unrollax.cli._failure import DIVERGED, INTERRUPTED, Failure, explain, say, slug
+from unrollax.cli._failure import INTERRUPTED, Failure, explain, say, slug
+from unrollax.cli._fitting import params_of, train_in
 from unrollax.cli._progress import ProgressLine
 
 BLOCKS = 100  # observations of a run
@@ -45,6 +45,8 @@ def train_target(config: RunConfig, out: Path | None, *, as_json: bool, quiet: b
 
 class _Run:
     """One run: what it saw on the way, and the folder that it fills."""
+
+    line: ProgressLine
 
     def __init__(
         self, config: RunConfig, experiment: Experiment, folder: RunFolder, *, as_json: bool, quiet: bool
@@ -77,36 +79,23 @@ class _Run:
         experiment = self.experiment
         data = in_windows(experiment.data, experiment.estimator)
         every = _whole_episodes(max(1, min(100, self.steps // BLOCKS)), experiment.estimator)
-        try:
-            with ProgressLine(self.quiet) as self.line:
-                fit(
-                    experiment.estimator,
-                    experiment.optimizer,
-                    experiment.params,
-                    data,
-                    key=jax.random.key(self.config.seed),
-                    steps=self.steps,
-                    every=every,
-                    observe=self._observe,
-                )
-        except Diverged as error:
-            return Failure(f"{error} The parameters of {self._when()} are in {self.folder.path}.", DIVERGED)
-        except KeyboardInterrupt:
-            return Failure(f"interrupted. The parameters of {self._when()} are in {self.folder.path}.", INTERRUPTED)
-        except Exception as error:
-            if self.last is None:
-                self.folder.discard()
-                raise
-            message, code = explain(self.config.target, error)
-            return Failure(f"{message}\nThe parameters of {self._when()} are in {self.folder.path}.", code)
-        return None
-
-    def _when(self) -> str:
-        return f"update {self.last.step}" if self.last else "the start"
+        return train_in(
+            self,
+            self.config.target,
+            lambda: fit(
+                experiment.estimator,
+                experiment.optimizer,
+                experiment.params,
+                data,
+                key=jax.random.key(self.config.seed),
+                steps=self.steps,
+                every=every,
+                observe=self._observe,
+            ),
+        )
 
     def _observe(self, progress: Progress) -> None:
-        self.last = progress
-        self.params = jax.tree.map(lambda leaf: np.array(leaf), progress.state.params)  # its buffers are used again
+        self.last, self.params = progress, params_of(progress)
         loss, norm = float(progress.metrics.loss.mean()), float(progress.metrics.grad_norm.mean())
         self.history.append((progress.step, loss, norm))
         scores = self._evaluate(progress.step, progress.step == progress.end)

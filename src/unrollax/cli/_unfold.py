@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import typer
 
-from unrollax._errors import Diverged, InvalidArgument
+from unrollax._errors import InvalidArgument
 from unrollax._figures import Plot
 from unrollax._report import Curve, Section, render
 from unrollax._run import RunFolder, flat, plain
 from unrollax._schedule import schedules_of, values_of
+from unrollax._sections import sections_of
 from unrollax._train import Progress
-from unrollax._unfolded import Unfolding, scores_of
+from unrollax._unfolded import Unfolding, check_unfolding, scores_of
 from unrollax._unfolding import fit_unfold
 from unrollax.cli._config import is_file_target
-from unrollax.cli._failure import DIVERGED, INTERRUPTED, Failure, explain, say, slug
+from unrollax.cli._failure import INTERRUPTED, Failure, explain, say, slug
+from unrollax.cli._findings import as_json, diagnosed, short_path, worth_a_line
+from unrollax.cli._fitting import params_of, train_in
 from unrollax.cli._load import from_file
-from unrollax.cli._progress import ProgressLine
+from unrollax.cli._progress import ProgressLine, StatusLine
+from unrollax.cli._search_config import Search
 from unrollax.cli._unfold_config import UnfoldConfig
+from unrollax.diagnosis._schedule_report import ScheduleReport
 from unrollax.recipes._unfold_options import UNFOLDINGS
 
 SHOWN = (1, 2, 4, 8, 12, 16, 32, 50)  # iterations of the table
@@ -42,27 +47,69 @@ def load(config: UnfoldConfig) -> Unfolding:
                 f"{config.target} must be an unrollax.Unfolding, or a function that returns one, got "
                 f"{type(found).__name__}. Make one of net, params, plan and optimizer."
             )
-        return found
+        return check_unfolding(config.target, found)
     recipe: Any = UNFOLDINGS[config.target]
     build = importlib.import_module(recipe.module).build
     made: Unfolding = build(recipe.options(**config.options), config.seed, config.settings)
     return made
 
 
-def unfold_target(config: UnfoldConfig, out: Path | None, *, as_json: bool, quiet: bool) -> int:
-    """Run a checked configuration and return the exit code."""
-    try:
-        unfolding = load(config)
+def train(config: UnfoldConfig, unfolding: Unfolding, observe: Callable[[Progress], None]) -> None:
+    """Train what a configuration names."""
+    fit_unfold(
+        unfolding.net,
+        unfolding.params,
+        unfolding.plan,
+        unfolding.optimizer,
+        key=jax.random.key(config.seed),
+        every=max(1, min(100, unfolding.plan.steps // BLOCKS)),
+        observe=observe,
+    )
+
+
+def row_of(progress: Progress) -> dict[str, Any]:
+    """Return what is recorded of a block of updates."""
+    return {
+        "step": progress.step,
+        "loss": float(progress.metrics.loss.mean()),
+        "depth": int(progress.metrics.info.depth[-1]),
+        "seconds": round(progress.seconds, 3),
+    }
+
+
+def unfold_target(
+    config: UnfoldConfig, out: Path | None, *, as_json: bool, quiet: bool, search: Search | None = None
+) -> int:
+    """Run a checked configuration, or the best that a search finds, and return the exit code."""
+
+    def run_of(config: UnfoldConfig, unfolding: Unfolding) -> Run:
         folder = RunFolder(out) if out else RunFolder.numbered(Path("runs"), slug(config.target))
-        return _Run(config, unfolding, folder, as_json=as_json, quiet=quiet).go()
+        return Run(config, unfolding, folder, as_json=as_json, quiet=quiet)
+
+    try:
+        if search is not None:
+            from unrollax.cli._search import search_for  # brings optuna
+
+            return search_for(config, search, run_of, quiet=quiet)
+        return run_of(config, load(config)).go()
     except KeyboardInterrupt:
         return say(Failure("interrupted", INTERRUPTED))
     except Exception as error:
         return say(explain(config.target, error))
 
 
-class _Run:
+class Beside(NamedTuple):
+    """What is shown of a run besides itself: before its table, in its report and in its JSON."""
+
+    text: str = ""
+    sections: Sequence[Section] = ()
+    fields: Mapping[str, Any] = {}
+
+
+class Run:
     """One training: what it saw on the way, and the folder that it fills."""
+
+    line: ProgressLine
 
     def __init__(
         self, config: UnfoldConfig, unfolding: Unfolding, folder: RunFolder, *, as_json: bool, quiet: bool
@@ -72,59 +119,39 @@ class _Run:
         self.params = unfolding.params
         self.history: list[tuple[int, float]] = []
         self.last: Progress | None = None
+        self.beside = Beside()
+        self.diagnosis: ScheduleReport | None = None
 
     def go(self) -> int:
         """Train, measure, and write all of it; also what there is of it when training ends early."""
+        self.write_config()
+        environment = self.folder.write_environment()
+        failure = train_in(self, self.config.target, lambda: train(self.config, self.unfolding, self._observe))
+        return self.finish(environment, failure)
+
+    def write_config(self) -> None:
+        """Write what the run can be repeated from."""
         self.folder.write_config(
             self.config.model_dump(exclude_none=True), "Repeat it: unrollax unfold, and the path of this file."
         )
-        environment = self.folder.write_environment()
-        failure = self._fit()
+
+    def finish(self, environment: Mapping[str, Any], failure: Failure | None) -> int:
+        """Measure what was trained, write all of it, and return the exit code."""
         self.folder.save(self.params)
-        scores = self._scores()
+        with StatusLine(self.quiet, "measuring ..."):
+            scores = self._scores()
+            if failure is None:
+                self.diagnosis = diagnosed(self.unfolding, self.params, self.config.seed)
         self._write_report(environment, scores, failure)
         self.folder.close()
         self._print(scores)
         return say(failure) if failure else 0
 
-    def _fit(self) -> Failure | None:
-        plan = self.unfolding.plan
-        try:
-            with ProgressLine(self.quiet) as self.line:
-                fit_unfold(
-                    self.unfolding.net,
-                    self.unfolding.params,
-                    plan,
-                    self.unfolding.optimizer,
-                    key=jax.random.key(self.config.seed),
-                    every=max(1, min(100, plan.steps // BLOCKS)),
-                    observe=self._observe,
-                )
-        except Diverged as error:
-            return Failure(f"{error} The parameters of {self._when()} are in {self.folder.path}.", DIVERGED)
-        except KeyboardInterrupt:
-            return Failure(f"interrupted. The parameters of {self._when()} are in {self.folder.path}.", INTERRUPTED)
-        except Exception:
-            if self.last is None:
-                self.folder.discard()
-            raise
-        return None
-
-    def _when(self) -> str:
-        return f"update {self.last.step}" if self.last else "the start"
-
     def _observe(self, progress: Progress) -> None:
-        self.last = progress
-        self.params = jax.tree.map(lambda leaf: np.array(leaf), progress.state.params)  # its buffers are used again
-        loss = float(progress.metrics.loss.mean())
-        self.history.append((progress.step, loss))
+        self.last, self.params, row = progress, params_of(progress), row_of(progress)
+        self.history.append((progress.step, row["loss"]))
         self.line.update(progress)
-        self.folder.record(
-            step=progress.step,
-            loss=loss,
-            depth=int(progress.metrics.info.depth[-1]),
-            seconds=round(progress.seconds, 3),
-        )
+        self.folder.record(**row)
 
     def _scores(self) -> dict[str, list[float]]:
         """Return what is shown after 0, 1, ... iterations: trained, as it was at first, and of the baselines."""
@@ -147,7 +174,9 @@ class _Run:
             },
             "seconds": round(last.seconds, 2) if last else 0.0,
             "compile_seconds": round(last.compile_seconds, 2) if last else 0.0,
+            "findings": as_json(self.diagnosis),
             "out": str(self.folder.path),
+            **self.beside.fields,
         }
 
     def _print(self, scores: Mapping[str, Sequence[float]]) -> None:
@@ -155,19 +184,24 @@ class _Run:
         if self.as_json:
             typer.echo(json.dumps(result, allow_nan=False))
             return
+        if self.beside.text:
+            typer.echo(self.beside.text + "\n")
         typer.echo(table(self.unfolding.unit, scores))
         typer.echo(
             f"{result['updates']} updates in {result['seconds']:.1f} s, {result['compile_seconds']:.1f} s to compile"
         )
+        for finding in worth_a_line(self.diagnosis):
+            typer.echo(f"found  {finding}")
         typer.echo(f"report  {self.folder.path / 'report.html'}")
 
     def _write_report(
         self, environment: Mapping[str, Any], scores: Mapping[str, Sequence[float]], failure: Failure | None
     ) -> None:
+        found = sections_of(self.diagnosis) if self.diagnosis else []
         page = render(
             f"unrollax: {self.config.target} unfolded",
             {"state": failure.message if failure else "done", **self._summary(scores)},
-            [*plots(self.unfolding, self.params, scores), *self._curves()],
+            [*plots(self.unfolding, self.params, scores), *self._curves(), *found, *self.beside.sections],
             {"Configuration": flat(self.config.model_dump(exclude_none=True)), "Environment": flat(environment)},
             f"unrollax unfold {self.folder.path / 'run.toml'}",
         )
@@ -213,4 +247,4 @@ def plots(unfolding: Unfolding, params: Any, scores: Mapping[str, Sequence[float
 def _numbers(params: Any, depth: int) -> dict[str, list[float]]:
     """Return the numbers of all schedules of one number an iteration, by their path."""
     found = {name: np.asarray(values_of(schedule, depth)) for name, schedule in schedules_of(params)}
-    return {name.strip(".[]'\""): numbers.tolist() for name, numbers in found.items() if numbers.ndim == 1}
+    return {short_path(name): numbers.tolist() for name, numbers in found.items() if numbers.ndim == 1}

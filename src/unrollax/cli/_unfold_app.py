@@ -26,6 +26,17 @@ def unfold(
     batch: Annotated[int | None, typer.Option(help="Fresh problems to an update.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate at first; it falls to 0.")] = None,
     seed: Annotated[int | None, typer.Option(help="All randomness comes from it.")] = None,
+    search: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Try N settings, and keep the best one as the run.")
+    ] = None,
+    range_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="NAME=LOW:HIGH",
+            help="What a search looks through, or NAME=CHOICE,CHOICE; by default the learning rate.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; a new one under runs/ by default.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the target.")
@@ -36,6 +47,7 @@ def unfold(
     """Train the numbers of an iterative algorithm, and show its errors beside those of others."""
     from unrollax._run import is_taken
     from unrollax.cli._config import UsageError, parse_set
+    from unrollax.cli._search_config import search_of
     from unrollax.cli._unfold_config import resolve
 
     given: dict[str, Any] = {"algorithm": algorithm, "depth": depth, "period": period, "plan": plan, "loss": loss}
@@ -45,13 +57,14 @@ def unfold(
         if more:
             raise UsageError("unfold trains by backpropagation at the plan's depth: it takes no --set estimator.KEY.")
         config = resolve(target, given, seed, options)
+        wanted = search_of(search, range_ or [], config)
     except UsageError as error:
         fail(str(error))
     if out is not None and is_taken(out):
         fail(f"--out must be a new or empty folder, got {out}. Choose another, or remove it.")
     from unrollax.cli._unfold import unfold_target
 
-    raise typer.Exit(unfold_target(config, out, as_json=as_json, quiet=quiet))
+    raise typer.Exit(unfold_target(config, out, as_json=as_json, quiet=quiet, search=wanted))
 
 
 def export(

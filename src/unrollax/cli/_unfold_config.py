@@ -36,13 +36,24 @@ def resolve(target: str, given: dict[str, Any], seed: int | None, options: dict[
             f"{target} must be the run.toml of unrollax unfold, got another one. Run it with: unrollax train"
         )
     given = {name: item for name, item in given.items() if item is not None}
+    if given.get("depth") == 0:  # which stands for the target's own depth in a file
+        raise UsageError("--depth must be 1 or more, got 0. Leave it out for the target's own.")
     base["settings"] = {**base.get("settings", {}), **given}
     base["options"] = {**base.get("options", {}), **options}
     base |= {} if seed is None else {"seed": seed}
-    config = validate(UnfoldConfig, base, "")
+    if is_file_target(str(base.get("target"))) and given:
+        raise UsageError(f"{base['target']} sets all by itself, got --{next(iter(given))}. Set it in the file.")
+    return checked(base)
+
+
+def checked(whole: dict[str, Any]) -> UnfoldConfig:
+    """Return a configuration, a built-in unfolding's with what was left to it.
+
+    Raises:
+        UsageError: it has what can't be set.
+    """
+    config: UnfoldConfig = validate(UnfoldConfig, whole, "")
     if is_file_target(config.target):
-        if given:
-            raise UsageError(f"{config.target} sets all by itself, got --{next(iter(given))}. Set it in the file.")
         check_target(config.target, config.options)
         return config
     if config.target not in UNFOLDINGS:

@@ -14,7 +14,7 @@ from unrollax._schedule import Schedule, is_schedule, schedules_of, values_of
 from unrollax._tree import describe, leaves_with_names
 from unrollax._types import Key, Params
 from unrollax.diagnosis._schedule_report import ScheduleEntries, ScheduleReport, Theory, findings_of
-from unrollax.diagnosis._schedule_runs import errors_of, grads_of, growth_of, in_both, levels_of
+from unrollax.diagnosis._schedule_runs import errors_of, grads_of, growth_of, in_both, levels_of, start_of
 from unrollax.systems import Unfold
 from unrollax.theory import Quadratic, amplification, rounding_floor, schedule_error, stable_order
 
@@ -69,7 +69,7 @@ or take another start for x.
     steps).
     """
     params, key = _checked(net, params, key)
-    state = net.init(jax.random.fold_in(key, 0), params)
+    state = start_of(net, params, jax.random.fold_in(key, 0))
     levels = levels_of(net, params, state)
     schedules = _schedules(net, params, state, levels)
     growth = growth_of(net, params, state, jax.random.fold_in(key, 1))

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.sparse.linalg import gmres
+from jax.scipy.sparse.linalg import bicgstab, gmres
 
 from unrollax._check import (
     NOT_NEGATIVE,
@@ -27,8 +27,14 @@ from unrollax._value import static, value
 from unrollax.estimators._moving import moving_of, vector_of, with_vector
 
 OWNER = "Implicit"
-SOLVERS = ("gmres", "neumann", "one-step", "dense")
-VJPS = {"gmres": None, "neumann": "terms / window", "one-step": "1 / window", "dense": "(states + 2) / window"}
+SOLVERS = ("gmres", "bicgstab", "neumann", "one-step", "dense")
+VJPS = {
+    "gmres": None,
+    "bicgstab": None,
+    "neumann": "terms / window",
+    "one-step": "1 / window",
+    "dense": "(states + 2) / window",
+}
 
 FAINT = 10.0  # how many times what is left of the way a gradient must be to count
 
@@ -75,6 +81,7 @@ class Implicit:
     | solver     | u                                                       | right when            | products with D^T   |
     |------------|---------------------------------------------------------|-----------------------|---------------------|
     | `gmres`    | the best one in b, D^T b, ..., (D^T)^(terms - 1) b      | I - D is regular      | at most `terms` + 3 |
+    | `bicgstab` | `terms` corrections of u by stabilised biconjugate grads. | I - D is regular      | 2 `terms` + 3       |
     | `neumann`  | b + D^T b + ... + (D^T)^(terms - 2) b                   | D's powers vanish     | `terms` - 1         |
     | `one-step` | 0, which is `neumann` with `terms=1`                    | D is small            | 0                   |
     | `dense`    | by elimination, from D as a matrix                      | I - D is regular      | numbers in the state|
@@ -84,7 +91,8 @@ class Implicit:
     at a fixed point all steps have the same. Elsewhere it isn't the number whose gradient `grad` is; see `info.residual`.
 
     Target: exact, at a fixed point. Needs `vjp`. Cost of a call: `window` steps, and the products with D^T of the table.
-    Memory does not grow with `window`: one step's backward pass, and `terms` states for `gmres` or states^2 for `dense`.
+    Memory does not grow with `window`: one step's backward pass, and `terms` states for `gmres`, 8 for `bicgstab`, states^2
+    for `dense`.
     State: a key, a clock and one state of the system. Its floating leaves make up s, complex ones as two real numbers;
     others (counts, keys), and those that a step hands on as they are, are left aside. The gradient through `system.init` is
     0, as the fixed point forgets its start.
@@ -98,8 +106,9 @@ class Implicit:
         window: steps of a call. As the state is kept, a few are enough once the parameters move slowly.
         horizon: steps between resets, a multiple of `window`; `None` to go on from the last state for ever.
         solver: how u is found; see the table.
-        terms: for `gmres` and `neumann`, how many powers of D^T are tried; larger values are more exact and cost more.
-        tol: `gmres` stops early when |b + D^T u - u| <= tol |b|.
+        terms: for `gmres` and `neumann`, how many powers of D^T are tried, for `bicgstab` the corrections; larger values are
+            more exact and cost more.
+        tol: `gmres` and `bicgstab` stop early when |b + D^T u - u| <= tol |b|.
 
     Raises:
         InvalidArgument: horizon is no multiple of window, terms is no positive whole number, solver is none of these, or
@@ -121,7 +130,7 @@ class Implicit:
     system: System
     window: int = static()
     horizon: int | None = static(default=None)
-    solver: Literal["gmres", "neumann", "one-step", "dense"] = static(default="gmres")
+    solver: Literal["gmres", "bicgstab", "neumann", "one-step", "dense"] = static(default="gmres")
     terms: int = static(default=20)
     tol: float = 1e-6
 
@@ -203,8 +212,13 @@ class Implicit:
         if self.solver == "dense":
             eye = jnp.eye(b.size, dtype=b.dtype)
             return jnp.linalg.solve(eye - jax.vmap(transpose, out_axes=1)(eye), b)
-        options = {"tol": self.tol, "restart": self.terms, "maxiter": 1, "solve_method": "incremental"}
-        return gmres(lambda u: u - transpose(u), b, **options)[0]
+
+        def matrix(u: jax.Array) -> jax.Array:
+            return u - transpose(u)
+
+        if self.solver == "bicgstab":
+            return bicgstab(matrix, b, tol=self.tol, maxiter=self.terms)[0]
+        return gmres(matrix, b, tol=self.tol, restart=self.terms, maxiter=1, solve_method="incremental")[0]
 
 
 def _rows(data: Data, keep: slice) -> Data:

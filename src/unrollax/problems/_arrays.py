@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +112,27 @@ def load(path: str | Path) -> Arrays:
         ...     load(f"{folder}/mine.npz")
         Arrays(A=float32[3, 3], y=float32[20, 3], x=None, noise=0.0, lam=0.0)
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidArgument(f"load: path must be the path of a file or a folder, got {describe(path)}. Pass one.")
     path = Path(path)
     found = _npz(path) if path.suffix == ".npz" else _folder(path)
     for name in ("A", "y"):
         if name not in found:
             held = ", ".join(sorted(found)) or "nothing"
             raise InvalidArgument(f"load: {path} must hold A and y, got {held}. Add {name}, by that name.")
-    scalars = {name: float(found[name]) for name in ("noise", "lam") if name in found}
+    scalars = {name: _scalar(path, name, found[name]) for name in ("noise", "lam") if name in found}
     return from_arrays(found["A"], found["y"], found.get("x"), **scalars)
 
 
 def _numbers(owner: str, name: str, got: Any) -> jax.Array:
     """Return an array of finite floating numbers, whole ones turned to such; raise if it is none."""
-    plain = np.asarray(got)
-    if plain.dtype.kind not in "biufcV" or plain.size == 0:
+    try:
+        plain = np.asarray(got)
+    except ValueError as error:
+        raise StructureError(
+            f"{owner}: {name} must hold as many numbers in each row, got: {_said(error)}. Fill the rows up."
+        ) from error
+    if plain.dtype.kind not in "biufcV" or plain.dtype.names or plain.size == 0:
         raise StructureError(f"{owner}: {name} must hold numbers, got {describe(plain)}. Pass an array of them.")
     array = jnp.asarray(got)
     array = array if is_inexact(array) else array.astype(jnp.result_type(float))
@@ -149,8 +159,15 @@ def _rows(owner: str, name: str, got: jax.Array, size: int, of: str) -> jax.Arra
 def _npz(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidArgument(f"load: {path} must be a file, got none. Check the path.")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    if not zipfile.is_zipfile(path):
+        raise InvalidArgument(f"load: {path} must be an .npz file, got one of another kind. Write it with numpy.savez.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidArgument(
+            f"load: {path} must hold arrays of numbers, got: {_said(error)}. Write it with numpy.savez."
+        ) from error
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -162,9 +179,23 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _csv(path: Path) -> np.ndarray:
+    if not path.read_bytes().strip():
+        raise InvalidArgument(f"load: {path} must hold numbers with commas between, got an empty file. Fill it.")
     try:
         return np.loadtxt(path, delimiter=",", ndmin=2)
     except ValueError as error:
         raise InvalidArgument(
-            f"load: {path} must hold numbers with commas between, got: {error}. Mend that line."
+            f"load: {path} must hold numbers with commas between, got: {_said(error)}. Mend that line."
         ) from error
+
+
+def _scalar(path: Path, name: str, got: np.ndarray) -> float:
+    """Return noise or lam of a file as a number."""
+    if got.size != 1 or got.dtype.kind not in "biuf":
+        raise InvalidArgument(f"load: {name} of {path} must be one real number, got {describe(got)}. Save it as one.")
+    return float(got.reshape(()))
+
+
+def _said(error: Exception) -> str:
+    """Return what an error of NumPy says, without its advice."""
+    return str(error).partition(";")[0].rstrip(".")

@@ -69,7 +69,12 @@ def _own(options: Linear, *, sparse: bool) -> Any:
             f"linear: {options.path} must hold the answers x for ista and fista, got none. Add x, or take gradient-descent."
         )
     a, y = np.asarray(found.A), np.asarray(found.y)
-    gram = a.conj().T @ a + float(found.lam) * np.eye(a.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = a.conj().T @ a + float(found.lam) * np.eye(a.shape[1])
+    if not np.isfinite(gram).all():
+        raise InvalidArgument(
+            f"linear: A of {options.path} must have finite squares, got numbers up to {np.abs(a).max():.3g}. Scale A and y."
+        )
     x = np.linalg.lstsq(gram, a.conj().T @ y.T, rcond=None)[0].T
     return dataclasses.replace(found, x=jnp.asarray(x))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -24,11 +25,17 @@ def build(options: Mimo, seed: int, settings: Settings) -> Unfolding:
     # A few problems have nearly all of the error, which the logarithm of the mean follows less than the mean does.
     net = unfold(algorithm, source, horizon=settings.depth, batch=settings.batch, loss=settings.loss, scale="raw")
     params = schedules(algorithm.params(source.noise), settings, key_of(seed))
-    draws = jax.random.split(jax.random.key(KEY), PROBLEMS)
-    rate = float(jax.jit(jax.vmap(lambda key: _of_lmmse(source.whole(source.draw(key)))))(draws).mean())
+    rate = _rate_of_lmmse(options.transmit, options.receive, options.snr)
     known = {"LMMSE": np.full(settings.depth + 1, rate)}
     score, unit = _bit_errors, "bit error rate"
     return Unfolding(net, params, plan_of(settings), adam(settings), known, score, unit, algorithm)
+
+
+@functools.lru_cache(maxsize=4)  # a search builds many unfoldings of the same problems
+def _rate_of_lmmse(transmit: int, receive: int, snr: float) -> float:
+    source = problems.mimo(transmit, receive, snr)
+    draws = jax.random.split(jax.random.key(KEY), PROBLEMS)
+    return float(jax.jit(jax.vmap(lambda key: _of_lmmse(source.whole(source.draw(key)))))(draws).mean())
 
 
 def _of_lmmse(problem: Any) -> jax.Array:

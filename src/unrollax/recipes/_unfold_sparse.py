@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,7 +32,7 @@ def build(options: Sparse, seed: int, settings: Settings) -> Unfolding:
     if settings.algorithm == "tista":  # from steps that are nearly equal it is trained to -39 dB, from these to -43
         theta["step"] = theta["step"] * jnp.resize(jnp.array([1.0, 2.0]), (settings.period or settings.depth,))
     params = schedules(theta, settings, key_of(seed))
-    known = {name: _errors(method(), source, settings) for name, method in UNTRAINED.items()}
+    known = _known(settings.depth, **options.model_dump())
     return Unfolding(
         net, params, plan_of(settings), adam(settings), known, unit="normalised squared error", algorithm=algorithm
     )
@@ -54,8 +56,15 @@ def normalised_error(x: jax.Array, problem: Any) -> jax.Array:
     return ((x - problem.x) ** 2).sum() / power
 
 
-def _errors(algorithm: Any, source: Any, settings: Settings) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # a search builds many unfoldings of the same problems
+def _known(depth: int, rows: int, columns: int, p: float, snr: float, matrix: int) -> Mapping[str, np.ndarray]:
+    """Return the errors of untrained algorithms."""
+    source = problems.sparse_recovery(rows, columns, p, snr, matrix)
+    return {name: _errors(method(), source, depth) for name, method in UNTRAINED.items()}
+
+
+def _errors(algorithm: Any, source: Any, depth: int) -> np.ndarray:
     """Return the errors of an algorithm with its usual constants."""
-    net = unfold(algorithm, source, error=normalised_error, horizon=settings.depth, batch=200)
+    net = unfold(algorithm, source, error=normalised_error, horizon=depth, batch=200)
     theta = algorithm.params(source.A)
     return np.asarray(jax.jit(net.errors)(theta, jax.random.key(KEY)))

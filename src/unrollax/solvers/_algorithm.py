@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from unrollax._check import check_counts
+from unrollax._iteration import iterate
 from unrollax._value import static, value
 
 
@@ -41,9 +43,11 @@ class Algorithm:
 
         It is one `lax.scan`: `jax.vmap` it over problems, `jax.jit` it for many calls.
         """
+        if type(steps) is not int or steps != 0:
+            check_counts("Algorithm.run", steps=steps)
 
         def body(x: Any, _: None) -> tuple[Any, Any]:
-            after = self.step(theta, x, problem)
+            after = iterate("Algorithm.run", self.step, theta, x, problem)
             return after, self.answer(after)
 
         first = self.start(problem)

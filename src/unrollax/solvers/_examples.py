@@ -47,7 +47,7 @@ def sinkhorn() -> Algorithm:
     f <- (1 - relax) f + relax epsilon (log a - log sum_j exp((g_j - cost_ij) / epsilon)); then g likewise, with the new f.
     P_ij = exp((f_i + g_j - cost_ij) / epsilon) is what `coupling` returns.
 
-    A problem has `cost` `[n, m]`, `a` `[n]` and `b` `[m]`, positive and of equal sums.
+    A problem has `cost` `[n, m]`, `a` `[n]` and `b` `[m]`, real; a and b positive and of equal sums.
 
     theta: `epsilon`, in units of the cost; a schedule that falls is annealing; `relax`, in (0, 2), over-relaxed above 1.
 
@@ -58,7 +58,7 @@ def sinkhorn() -> Algorithm:
         An `Algorithm` whose state and answer are `Potentials(f, g)`.
 
     Raises:
-        StructureError: when run, if the shapes don't fit.
+        StructureError: when run, if the shapes don't fit, or something is complex.
 
     Example:
         >>> from types import SimpleNamespace
@@ -164,6 +164,8 @@ def _sinkhorn_start(problem: Any) -> Potentials:
             "Transpose the cost, or exchange a and b."
         )
     kind = jnp.result_type(cost, a, b)
+    if jnp.issubdtype(kind, jnp.complexfloating):
+        raise StructureError(f"sinkhorn: problem.cost, a and b must be real, got {kind} among them. Take magnitudes.")
     return Potentials(jnp.zeros(a.shape, kind), jnp.zeros(b.shape, kind))
 
 

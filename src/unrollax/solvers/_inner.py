@@ -125,6 +125,9 @@ def solve_inner(owner: str, a: Any, k: Linear | None, right: jax.Array, shift: A
                 "Make it by factored(A, K)."
             )
         return a.solve(right, shift)
+    if hasattr(a, "solve"):  # an operator that is diagonal in some basis, such as that of an FFT, knows better
+        own: jax.Array = a.solve(right, shift)
+        return own
     if hasattr(a, "mv"):
         return _iterate(owner, a, k, right, shift, solver)
     m, n = a.shape

@@ -23,6 +23,16 @@ def adjoint(a: Any, v: jax.Array) -> jax.Array:
     return product
 
 
+def parts(w: jax.Array) -> jax.Array:
+    """Return a matrix as real numbers: as it is, or its real and imaginary parts, `[2, ...]`, as params are real."""
+    return jnp.stack([w.real, w.imag]) if jnp.iscomplexobj(w) else w
+
+
+def whole(w: jax.Array) -> jax.Array:
+    """Return the matrix `[m, n]` of what `parts` gave, or of a matrix."""
+    return jax.lax.complex(w[0], w[1]) if w.ndim == 3 else w
+
+
 def apply(k: Linear | None, x: jax.Array) -> jax.Array:
     """Return K x for a linear function K, x for none."""
     return x if k is None else k(x)

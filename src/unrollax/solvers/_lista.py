@@ -11,9 +11,9 @@ from unrollax._value import static, value
 from unrollax.prox import soft
 from unrollax.solvers._algorithm import Algorithm
 from unrollax.solvers._least_squares import Start, answer_of, numbers, zeros
-from unrollax.solvers._linear import adjoint, times
+from unrollax.solvers._linear import adjoint, parts, times, whole
 from unrollax.solvers._selection import Counted, Selection
-from unrollax.solvers._weights import analytic_weights, check_matrix, step_and_threshold
+from unrollax.solvers._weights import Held, analytic_weights, check_matrix, held, step_and_threshold
 
 
 def lista() -> Algorithm:
@@ -25,7 +25,8 @@ def lista() -> Algorithm:
     theta: `W1` `[n, m]`, `W2` `[n, n]`, `threshold`. Train one pair of matrices for all iterations, by leaving them
     as they are, and the thresholds by `per_step`; or all by `per_step`, as the paper has it.
 
-    `params(A, lam=0.1)`: W1 = A^H / L, W2 = I - A^H A / L and threshold = lam / L, with which it is ISTA.
+    `params(A, lam=0.1)`: W1 = A^H / L, W2 = I - A^H A / L and threshold = lam / L, with which it is ISTA. As
+    params are real, those of a complex A are W1 and W2 as real and imaginary parts, `[2, n, m]` and `[2, n, n]`.
 
     Returns:
         An `Algorithm` whose state is x.
@@ -57,7 +58,7 @@ def lista_cpss(select: float = 0.012, most: float = 0.12) -> Algorithm:
 
     theta: `W` `[m, n]`, `threshold`. Train both by `per_step`, as the paper has it, or let all iterations share W.
 
-    `params(A, lam=0.1)`: W = A / L and threshold = lam / L.
+    `params(A, lam=0.1)`: W = A / L and threshold = lam / L; W of a complex A as real and imaginary parts, `[2, m, n]`.
 
     Args:
         select: share of the entries that each iteration lets through more than the last.
@@ -94,7 +95,8 @@ def tilista(select: float = 0.012, most: float = 0.12) -> Algorithm:
     theta: `W` `[m, n]`, `step`, `threshold`. Train the two numbers by `per_step` and leave W as it is, for all
     iterations to share.
 
-    `params(A, lam=0.1)`: the `analytic_weights` W of ALISTA, step = 1 and threshold = lam.
+    `params(A, lam=0.1)`: the `analytic_weights` W of ALISTA, step = 1 and threshold = lam; W of a complex A as real and
+    imaginary parts, `[2, m, n]`.
 
     Args:
         select: share of the entries that each iteration lets through more than the last.
@@ -134,7 +136,7 @@ def alista(A: Any, select: float = 0.012, most: float = 0.12) -> Algorithm:
         most: the largest share let through; a little above the share of x that is not 0.
 
     Returns:
-        An `Algorithm` whose state is `Counted(x, t)`, and whose answer is x.
+        An `Algorithm` whose state is `Counted(x, t)`, and whose answer is x. Made again with an equal A it is equal.
 
     Raises:
         InvalidArgument: select or most is outside [0, 1].
@@ -152,14 +154,8 @@ def alista(A: Any, select: float = 0.012, most: float = 0.12) -> Algorithm:
     References: Liu, Chen, Wang and Yin, ICLR 2019.
     """
     selection, weights = Selection("alista", select, most), analytic_weights(A)
-
-    def step(theta: Any, state: Counted, problem: Any) -> Counted:
-        return _weighted(weights, theta["step"], theta["threshold"], state, problem, selection)
-
-    def params(lam: float = 0.1) -> dict[str, Any]:
-        return numbers(weights, step=1.0, threshold=lam)
-
-    return Algorithm(step, _Counting("alista"), params, answer_of)
+    step = _Analytic(selection, held(weights, check_matrix("alista", A)))
+    return Algorithm(step, _Counting("alista"), _AnalyticParams(weights.dtype), answer_of)
 
 
 @value
@@ -176,7 +172,7 @@ class _Coupled:
     selection: Selection = static()
 
     def __call__(self, theta: Any, state: Counted, problem: Any) -> Counted:
-        return _weighted(theta["W"], 1.0, theta["threshold"], state, problem, self.selection)
+        return _weighted(whole(theta["W"]), 1.0, theta["threshold"], state, problem, self.selection)
 
 
 @value
@@ -184,7 +180,24 @@ class _Tied:
     selection: Selection = static()
 
     def __call__(self, theta: Any, state: Counted, problem: Any) -> Counted:
-        return _weighted(theta["W"], theta["step"], theta["threshold"], state, problem, self.selection)
+        return _weighted(whole(theta["W"]), theta["step"], theta["threshold"], state, problem, self.selection)
+
+
+@value
+class _Analytic:
+    selection: Selection = static()
+    weights: Held = static()
+
+    def __call__(self, theta: Any, state: Counted, problem: Any) -> Counted:
+        return _weighted(self.weights.array, theta["step"], theta["threshold"], state, problem, self.selection)
+
+
+@value
+class _AnalyticParams:
+    dtype: Any = static()
+
+    def __call__(self, lam: float = 0.1) -> dict[str, Any]:
+        return numbers(self, step=1.0, threshold=lam)
 
 
 def _weighted(w: Any, step: Any, threshold: Any, state: Counted, problem: Any, selection: Selection) -> Counted:
@@ -194,19 +207,20 @@ def _weighted(w: Any, step: Any, threshold: Any, state: Counted, problem: Any, s
 
 
 def _lista_step(theta: Any, x: jax.Array, problem: Any) -> jax.Array:
-    return soft(theta["W1"] @ problem.y + theta["W2"] @ x, theta["threshold"])
+    return soft(whole(theta["W1"]) @ problem.y + whole(theta["W2"]) @ x, theta["threshold"])
 
 
 def _lista_params(A: Any, lam: float = 0.1) -> dict[str, Any]:
     a, theta = check_matrix("lista", A), step_and_threshold("lista", A, lam)
     w1 = theta["step"] * a.conj().T
-    return {"W1": w1, "W2": jnp.eye(a.shape[1], dtype=w1.dtype) - w1 @ a, "threshold": theta["threshold"]}
+    w2 = jnp.eye(a.shape[1], dtype=w1.dtype) - w1 @ a
+    return {"W1": parts(w1), "W2": parts(w2), "threshold": theta["threshold"]}
 
 
 def _coupled_params(A: Any, lam: float = 0.1) -> dict[str, Any]:
     a, theta = check_matrix("lista_cpss", A), step_and_threshold("lista_cpss", A, lam)
-    return {"W": theta["step"] * a, "threshold": theta["threshold"]}
+    return {"W": parts(theta["step"] * a), "threshold": theta["threshold"]}
 
 
 def _tied_params(A: Any, lam: float = 0.1) -> dict[str, Any]:
-    return {"W": analytic_weights(A), **numbers(A, step=1.0, threshold=lam)}
+    return {"W": parts(analytic_weights(A)), **numbers(A, step=1.0, threshold=lam)}

@@ -59,7 +59,7 @@ def admm(prox: Prox = soft, K: Linear | None = None, solver: Any = None) -> Algo
     z + dual / penalty falls by 1 / (1 + sqrt(mu / L)) or more an iteration, whatever the convex g.
 
     Cost: an inner solve an iteration. For a matrix it is by Cholesky, or cheaper where A is `factored`; for an operator by
-    lineax (extra `solvers`).
+    lineax (extra `solvers`), or by its own `solve(right, shift)`, (A^H A + shift K^H K)^-1 right, where it has one.
 
     Args:
         prox: `prox(v, scale)`, that of g: one of `unrollax.prox`, a projection as `lambda v, scale: ...`, your own.

@@ -7,35 +7,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrollax._check import POSITIVE, UP_TO_ONE, check_number
-from unrollax.prox import bernoulli_gauss
+from unrollax._value import static, value
 from unrollax.solvers._algorithm import Algorithm
 from unrollax.solvers._least_squares import Start
 from unrollax.solvers._linear import times
-from unrollax.solvers._weights import check_matrix, error_variance, pseudoinverse
+from unrollax.solvers._weights import Known, error_variance, known
 
 
 def tista(A: Any = None, *, rate: float = 0.1, variance: float = 1.0) -> Algorithm:
-    """Trainable ISTA for real Bernoulli-Gauss signals, with the posterior mean in the place of soft thresholding.
+    """Trainable ISTA for Bernoulli-Gauss signals, with the posterior mean in the place of soft thresholding.
 
-    r = x + step W (y - A x), with W = A^T (A A^T)^-1 the pseudoinverse;
-    v = max((|y - A x|^2 - m noise^2) / tr(A^T A), 1e-9), the mean squared error of x, as the residual tells;
-    tau^2 = v (1 + (step^2 - 2 step) m / n) + step^2 noise^2 tr(W W^T) / n, that of r;
-    x' = E[x | r = x + tau e], by `unrollax.prox.bernoulli_gauss`.
+    r = x + step W (y - A x), with W = A^H (A A^H)^-1 the pseudoinverse;
+    v = max((|y - A x|^2 - m noise^2) / tr(A^H A), 1e-9), the mean squared error of x, as the residual tells;
+    tau^2 = v (1 + (step^2 - 2 step) m / n) + step^2 noise^2 tr(W W^H) / n, that of r;
+    x' = E[x | r = x + tau e], by `unrollax.prox.bernoulli_gauss`. All may be complex: then e and the entries of x that are
+    not 0 are circularly symmetric, and variances are means of |.|^2.
 
     theta: `step`, by `per_step`. Its optimum zigzags between about 1 and 4, and equal steps part from each other late: start
     from 1, 2, 1, 2, ... or jitter them.
 
-    `params()`: step = 1. The problem gives `A`, `y` and `noise`, the standard deviation.
+    `params()`: step = 1. The problem gives `A`, `y` and `noise`, the standard deviation, the root of E |noise_i|^2.
 
     Args:
         A: the matrix that all problems share, whose pseudoinverse is computed once; `None`: each step computes that of
             `problem.A`, which may then differ from problem to problem.
         rate: share of x that is not 0.
-        variance: of these entries.
+        variance: of these entries, E |x_i|^2.
 
     Returns:
-        An `Algorithm` whose state is x.
+        An `Algorithm` whose state is x. Made again with an equal A it is equal, and compiles nothing.
 
     Raises:
         InvalidArgument: rate is outside (0, 1], or variance is not positive.
@@ -54,14 +54,19 @@ def tista(A: Any = None, *, rate: float = 0.1, variance: float = 1.0) -> Algorit
 
     References: Ito, Takabe and Wadayama, IEEE Transactions on Signal Processing 2019.
     """
-    check_number("tista", "rate", rate, UP_TO_ONE, used=True)
-    check_number("tista", "variance", variance, POSITIVE, used=True)
-    inverse = None if A is None else pseudoinverse(check_matrix("tista", A))
+    return Algorithm(_TISTA(known("tista", A, rate, variance)), Start("tista", None), _tista_params)
 
-    def step(theta: Any, x: jax.Array, problem: Any) -> jax.Array:
-        w = pseudoinverse(problem.A) if inverse is None else inverse
+
+@value
+class _TISTA:
+    known: Known = static()
+
+    def __call__(self, theta: Any, x: jax.Array, problem: Any) -> jax.Array:
+        w = self.known.weights(problem)
         residual = problem.y - times(problem.A, x)
         tau2 = error_variance(theta["step"], residual, problem, w)
-        return bernoulli_gauss(x + theta["step"] * (w @ residual), tau2, rate=rate, variance=variance)
+        return self.known.mean(x + theta["step"] * (w @ residual), tau2)
 
-    return Algorithm(step, Start("tista", None), lambda: {"step": jnp.ones(())})
+
+def _tista_params() -> dict[str, Any]:
+    return {"step": jnp.ones(())}

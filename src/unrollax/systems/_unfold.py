@@ -12,7 +12,7 @@ import numpy as np
 from unrollax._check import check_choice, check_counts, check_key
 from unrollax._dynamic import loop
 from unrollax._errors import InvalidArgument
-from unrollax._iteration import as_source, check_error, check_x
+from unrollax._iteration import as_arrays, as_source, check_error, check_run, check_weight, check_x, iterate
 from unrollax._schedule import check_depth, resolve
 from unrollax._tree import describe, strong
 from unrollax._types import Key, Params, Scalar
@@ -113,8 +113,8 @@ class Unfold:
         """Draw `batch` problems and start the algorithm on each."""
         check_depth("Unfold", params, self.horizon)
         keys = jax.random.split(check_key("Unfold", key), self.batch)
-        own = jax.vmap(lambda key: strong(self.sample.draw(key)))(keys)
-        x = jax.vmap(lambda own: strong(self.start(self.sample.whole(own))), axis_size=self.batch)(own)
+        own = jax.vmap(lambda key: as_arrays("draw", self.sample.draw(key)))(keys)
+        x = jax.vmap(lambda own: as_arrays("start", self.start(self.sample.whole(own))), axis_size=self.batch)(own)
         return UnfoldState(own, x, self._level(x, own), jnp.zeros((), jnp.int32))
 
     def step(self, params: Params, state: UnfoldState, x: None, key: Key) -> tuple[UnfoldState, Scalar]:
@@ -135,9 +135,15 @@ class Unfold:
             state: where to start, from `init`.
             depth: iterations, at most `longest`; `None` for the horizon.
             longest: rows of the buffer that reverse mode keeps; `None` for the horizon.
+
+        Raises:
+            InvalidArgument: depth is known and not 1 to longest, or a per-step schedule is shorter.
         """
         depth = self.horizon if depth is None else depth
         longest = self.horizon if longest is None else longest
+        check_run(depth, longest)
+        if not isinstance(depth, jax.Array):
+            check_depth("Unfold.run", params, depth, periods=False)
         run = self._only_x if self.loss == "final" else self._with_losses
         after, total = run(params, state, depth, longest)
         return after, after.level - state.level if self.loss == "final" else total / depth
@@ -195,7 +201,7 @@ class Unfold:
         theta = resolve(params, t)
 
         def one(x: Any, own: Any) -> Any:
-            return check_x(x, strong(self.iteration(theta, x, self.sample.whole(own))))
+            return check_x(x, strong(iterate("Unfold", self.iteration, theta, x, self.sample.whole(own))))
 
         return jax.vmap(one, axis_size=self.batch)(x, own)
 
@@ -205,7 +211,7 @@ class Unfold:
         if self.loss == "anytime":
             return after.level
         assert callable(self.loss)
-        return jnp.asarray(self.loss(after.t, horizon), before.dtype) * after.level
+        return jnp.asarray(check_weight(self.loss(after.t, horizon)), before.dtype) * after.level
 
     def _level(self, x: Any, own: Any) -> Scalar:
         mean = self._mean_error(x, own)

@@ -74,6 +74,9 @@ def quadratic(A: Any = None, lam: float = 0.0, *, L: Any = None, mu: Any = None,
     matrix = np.asarray(A)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "fiuc":
         raise StructureError(f"quadratic: A must be a matrix of numbers, got {describe(matrix)}. Give one.")
+    wrong = int((~np.isfinite(matrix)).sum())
+    if wrong:
+        raise InvalidArgument(f"quadratic: A must hold finite numbers, got {wrong} that are not. Mend them.")
     return _ridge(matrix.astype(np.complex128 if matrix.dtype.kind == "c" else np.float64), float(lam))
 
 
