@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from unrollax._check import check_counts
+from unrollax._dynamic import Memory
 from unrollax._errors import InvalidArgument, StructureError
 from unrollax._plans import Plan, RandomHorizon, Stage
 from unrollax._schedule import Schedule, is_schedule
@@ -123,6 +124,7 @@ def fit_unfold(
     observe: Callable[[Progress], None] | None = None,
     steps: int | None = None,
     state: TrainState | None = None,
+    memory: Memory = "full",
 ) -> Fit:
     """Train an unfolded algorithm by a plan: `fit` with `UnfoldBPTT`, in one compiled program for all depths.
 
@@ -139,6 +141,7 @@ def fit_unfold(
         observe: called with a `Progress` after each block; `print` will do.
         steps: updates to make in this call; `None` for all of the plan.
         state: a `TrainState` to continue from, of an earlier call with the same plan and optimizer.
+        memory: `"full"`, or `"states"` for deep unfoldings of large x: a quarter more time, and x alone is kept.
 
     Returns:
         What `fit` returns: `.params`, `.state` and `.metrics`, whose `info` has the depth of every update and the level that
@@ -170,7 +173,7 @@ def fit_unfold(
         )
     if net is None:  # which `UnfoldBPTT` leaves alone, for `vmap`
         raise InvalidArgument("fit_unfold: net must be an Unfold, got None. Make one with unrollax.unfold.")
-    estimator = UnfoldBPTT(net, plan.longest)
+    estimator = UnfoldBPTT(net, plan.longest, memory)
     steps = plan.steps if steps is None else steps
     check_counts("fit_unfold", steps=steps)
     staged = _staged(optimizer, plan) if plan.reset or plan.freeze else optimizer

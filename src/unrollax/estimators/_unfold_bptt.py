@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrollax._check import check_counts, check_key, check_params
+from unrollax._check import check_choice, check_counts, check_key, check_params
+from unrollax._dynamic import MEMORIES, Memory
 from unrollax._errors import InvalidArgument
 from unrollax._estimate import share_nonfinite
 from unrollax._types import Cost, Data, Estimate, Key, Params, Scalar, Traits
@@ -39,21 +40,23 @@ class UnfoldBPTT:
     gradient is that of `BPTT(dataclasses.replace(system, horizon=depth), horizon=depth)`, on the same draws if it has the
     same key.
 
-    Target: exact. Needs `vjp`. Cost of a call: `depth` iterations forward, and as many run again with their pullback.
-    Memory: `longest` copies of x (not of the problems) and what one iteration needs, whatever the depth. State: a key.
+    Target: exact. Needs `vjp`. Cost of a call: `depth` iterations forward and their pullbacks; with `memory="states"`, as
+    many more forward. Memory: `longest` times what the pullback of an iteration needs, or with `"states"` copies of x, and
+    not of the problems, whatever the depth. State: a key.
     Use it to train an `Unfold` of up to some thousand iterations. Avoid it where the gradient explodes, or `longest` copies
-    of x do not fit: `PES` needs neither.
+    of x do not fit: `TBPTT` and `PES` need no such memory.
 
     Args:
         system: an `Unfold`.
         longest: the largest depth that will be asked for; `None` for the system's horizon. It takes the horizon's place.
+        memory: `"full"`, or `"states"` to keep x alone and run each iteration twice.
 
     Data of a call: `None` for the depth `longest`, or an object with a whole number `depth` of 1 to `longest`, which may be
     traced, such as the row of a plan (`one_shot`, `incremental`, `random_horizon`).
 
     Raises:
-        InvalidArgument: system is no `Unfold`, longest is no positive whole number, or a depth that is no tracer is out of
-            range.
+        InvalidArgument: system is no `Unfold`, longest is no positive whole number, memory is neither, or a depth that is no
+            tracer is out of range.
 
     Example:
         >>> from unrollax import UnfoldBPTT
@@ -73,8 +76,7 @@ class UnfoldBPTT:
 
     system: Any
     longest: int | None = static(default=None)
-
-    traits: ClassVar[Traits] = Traits(target="exact", needs="vjp", cost=Cost(forward="2", vjp="1"))
+    memory: Memory = static(default="full")
 
     def __post_init__(self) -> None:
         if self.system is None:  # how `vmap` is told to leave this field alone
@@ -86,9 +88,16 @@ class UnfoldBPTT:
             )
         longest = self.system.horizon if self.longest is None else self.longest
         check_counts("UnfoldBPTT", longest=longest)
+        check_choice("UnfoldBPTT", "memory", self.memory, MEMORIES)
         object.__setattr__(self, "longest", int(longest))
         if self.system.horizon != longest:
             object.__setattr__(self, "system", dataclasses.replace(self.system, horizon=int(longest)))
+
+    @property
+    def traits(self) -> Traits:
+        """What it estimates, what it needs and what it costs."""
+        forward = "1" if self.memory == "full" else "2"
+        return Traits(target="exact", needs="vjp", cost=Cost(forward=forward, vjp="1"))
 
     @property
     def window(self) -> int:
@@ -116,7 +125,7 @@ class UnfoldBPTT:
         first = self.system.init(start, params)
 
         def loss(params: Params) -> tuple[Scalar, Any]:
-            after, mean = self.system.run(params, first, depth=depth, longest=self.longest)
+            after, mean = self.system.run(params, first, depth=depth, longest=self.longest, memory=self.memory)
             return mean, after.level
 
         (mean, level), grad = jax.value_and_grad(loss, has_aux=True)(params)

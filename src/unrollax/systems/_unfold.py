@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrollax._check import check_choice, check_counts, check_key
-from unrollax._dynamic import loop
+from unrollax._dynamic import MEMORIES, Memory, loop
 from unrollax._errors import InvalidArgument
 from unrollax._iteration import as_arrays, as_source, check_error, check_run, check_weight, check_x, iterate
 from unrollax._schedule import check_depth, resolve
@@ -19,6 +20,9 @@ from unrollax._types import Key, Params, Scalar
 from unrollax._value import static, value
 
 Weight: TypeAlias = Callable[[Any, Any], Any]  # (t, horizon) -> number
+Loop: TypeAlias = Callable[
+    [Any, Params, Any, Any], tuple[Any, Scalar]
+]  # (body, params, fixed, x) -> (x, sum of losses)
 
 
 class UnfoldState(NamedTuple):
@@ -123,29 +127,37 @@ class Unfold:
         return after, self._step_loss(state.level, after, self.horizon)
 
     def run(
-        self, params: Params, state: UnfoldState, *, depth: Any = None, longest: int | None = None
+        self,
+        params: Params,
+        state: UnfoldState,
+        *,
+        depth: Any = None,
+        longest: int | None = None,
+        memory: Memory = "full",
     ) -> tuple[UnfoldState, Scalar]:
         """Run `depth` iterations as one episode of that horizon; return the state and the mean step loss.
 
         The depth may be traced: one program runs all depths. `jax.grad` differentiates the mean step loss by params in
-        reverse mode, with memory for `longest` x; the problems count as constants.
+        reverse mode; the problems count as constants.
 
         Args:
             params: schedules and whatever else the iterations read.
             state: where to start, from `init`.
             depth: iterations, at most `longest`; `None` for the horizon.
-            longest: rows of the buffer that reverse mode keeps; `None` for the horizon.
+            longest: rows of the buffers that reverse mode keeps; `None` for the horizon.
+            memory: what they hold: `"full"`, all that the backward pass needs, or `"states"`, x alone, for one more run.
 
         Raises:
-            InvalidArgument: depth is known and not 1 to longest, or a per-step schedule is shorter.
+            InvalidArgument: depth is known and not 1 to longest, memory is neither, or a per-step schedule is shorter.
         """
         depth = self.horizon if depth is None else depth
         longest = self.horizon if longest is None else longest
         check_run(depth, longest)
+        check_choice("Unfold.run", "memory", memory, MEMORIES)
         if not isinstance(depth, jax.Array):
             check_depth("Unfold.run", params, depth, periods=False)
         run = self._only_x if self.loss == "final" else self._with_losses
-        after, total = run(params, state, depth, longest)
+        after, total = run(params, state, functools.partial(loop, depth=depth, longest=longest, memory=memory), depth)
         return after, after.level - state.level if self.loss == "final" else total / depth
 
     def errors(self, params: Params, key: Key, *, steps: int | None = None) -> jax.Array:
@@ -171,17 +183,17 @@ class Unfold:
         errors = jax.lax.scan(body, state, None, length=steps)[1]
         return jnp.concatenate([self._mean_error(state.x, state.own)[None], errors])
 
-    def _only_x(self, params: Params, state: UnfoldState, depth: Any, longest: int) -> tuple[UnfoldState, Scalar]:
+    def _only_x(self, params: Params, state: UnfoldState, loop: Loop, _: Any) -> tuple[UnfoldState, Scalar]:
         """Run without the errors on the way."""
 
         def body(params: Params, own: Any, moving: Any) -> Any:
             x, t = moving
             return (self._iterate(params, x, own, t), t + 1), jnp.zeros_like(state.level)
 
-        (x, t), total = loop(body, params, state.own, (state.x, state.t), depth=depth, longest=longest)
+        (x, t), total = loop(body, params, state.own, (state.x, state.t))
         return UnfoldState(state.own, x, self._level(x, state.own), t), total
 
-    def _with_losses(self, params: Params, state: UnfoldState, depth: Any, longest: int) -> tuple[UnfoldState, Scalar]:
+    def _with_losses(self, params: Params, state: UnfoldState, loop: Loop, depth: Any) -> tuple[UnfoldState, Scalar]:
         """Run with the loss of every iteration; return their sum."""
 
         def body(params: Params, fixed: Any, moving: UnfoldState) -> Any:
@@ -190,7 +202,7 @@ class Unfold:
             return after._replace(own=()), self._step_loss(moving.level, after, depth)
 
         fixed = (state.own, depth)
-        after, total = loop(body, params, fixed, state._replace(own=()), depth=depth, longest=longest)
+        after, total = loop(body, params, fixed, state._replace(own=()))
         return after._replace(own=state.own), total
 
     def _after(self, params: Params, state: UnfoldState) -> UnfoldState:
