@@ -39,7 +39,7 @@ class Unfolded:
 
     system: ux.System
     window: int = ux.static()
-    traits = ux.UnfoldBPTT.traits
+    traits = ux.Traits(target="exact", needs="vjp", cost=ux.Cost(forward="1", vjp="1"))
 
     def init(self, key, params):
         return key
