@@ -87,7 +87,7 @@ def ours(gram):
     hessian, A = jnp.asarray(hessian, jnp.float32), jnp.asarray(A, jnp.float32)
 
     def sample(key):
-        y = jax.random.normal(key, (100,))
+        y = ux.normal(key, (100,), jnp.float32)
         return (A.T @ y if gram else y), inverse @ y
 
     def iteration(theta, x, problem):
