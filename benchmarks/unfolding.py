@@ -1,5 +1,5 @@
 """Claim: incremental training of an unfolded ridge regression, compilation included, is over 40 times as fast as one that
-compiles each depth, with at most a fifth of its peak memory. (Seen: 19 times on the same iteration, 33 and 51 on faster ones.)
+compiles each depth, with at most a fifth of its peak memory. (Seen: 19 times on the same iteration, 33 and 51 on others.)
 
 The program that it is compared with is that of the reading group whose report the unfolding began with, written anew: a
 Python loop over 50 generations of 50 updates, the depth a static argument of jitted functions that unroll the iterations,
